@@ -1,0 +1,1 @@
+"""A worker daemon for RabbitMQ and Postgres."""
