@@ -1,0 +1,39 @@
+"""The errors of this package: one root, one sentence each."""
+
+from __future__ import annotations
+
+
+class BrokerWorkerError(Exception):
+    """Root of every error that this package raises on purpose."""
+
+
+class ConfigurationError(BrokerWorkerError):
+    """A setting, a handler module or a command line is wrong: one line, exit 2."""
+
+
+class UnavailableError(BrokerWorkerError):
+    """A server cannot do its part at the moment; the same call may work later."""
+
+
+class StoreUnavailableError(UnavailableError):
+    """Postgres cannot be reached, or not by its rules of service (full, read-only, starting)."""
+
+
+class BrokerUnavailableError(UnavailableError):
+    """RabbitMQ cannot be reached, or refused an operation for the moment."""
+
+
+class PublishError(BrokerUnavailableError):
+    """A message was returned, refused or not confirmed in time; it may have been sent."""
+
+
+class TopologyError(BrokerWorkerError):
+    """An exchange or queue exists with other arguments than ours; the message names them."""
+
+
+class SchemaError(BrokerWorkerError):
+    """The database schema is missing, too old, or newer than this release can work with."""
+
+
+class DeclaredDeadError(BrokerWorkerError):
+    """Another worker saw this one's heartbeat stand still and took over its tasks."""

@@ -1,0 +1,119 @@
+"""Frozen facts. The core emits them; telemetry turns them into logs and metrics."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import timedelta
+
+from broker_worker.message import TaskId
+from broker_worker.outcome import Outcome
+
+
+@dataclass(frozen=True, slots=True)
+class ConnectionChanged:
+    """A connection to a server was made or lost. `link` is consume, publish, dead_letters or database."""
+
+    link: str
+    is_up: bool
+    detail: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class ConsumerChanged:
+    """The broker knows our consumer of `queue`, or no longer does."""
+
+    queue: str
+    is_up: bool
+    detail: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class TopologyRepaired:
+    """Something that was declared before was missing and is declared again."""
+
+    what: str
+
+
+@dataclass(frozen=True, slots=True)
+class AttemptStarted:
+    """A handler begins; `waited` is the time since the task was first due."""
+
+    task: TaskId
+    attempt: int
+    waited: timedelta
+
+
+@dataclass(frozen=True, slots=True)
+class AttemptFinished:
+    """A handler ended and its outcome is committed (or its claim was lost: `is_recorded` is false)."""
+
+    task: TaskId
+    attempt: int
+    outcome: Outcome
+    seconds: float
+    is_recorded: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class DeliverySettled:
+    """A delivery was acked without a run: a duplicate, refused, expired, stamped, put off…
+
+    `how` is the lower-case name of what happened.
+    """
+
+    queue: str
+    name: str | None
+    task_id: str | None
+    how: str
+    detail: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class ServiceFailed:
+    """One turn of a background service raised; it is tried again at its next turn."""
+
+    service: str
+    error: BaseException
+
+
+@dataclass(frozen=True, slots=True)
+class ServiceWorked:
+    """A background service did something worth counting: `what` happened to `count` rows."""
+
+    service: str
+    what: str
+    count: int
+
+
+@dataclass(frozen=True, slots=True)
+class PublishFailed:
+    """A message of the outbox could not be published; it is tried again."""
+
+    kind: str
+    routing_key: str
+    error: str
+
+
+@dataclass(frozen=True, slots=True)
+class LifecycleChanged:
+    """The daemon itself: starting, ready, draining, stopped…"""
+
+    phase: str
+    detail: str = ""
+
+
+Event = (
+    ConnectionChanged
+    | ConsumerChanged
+    | TopologyRepaired
+    | AttemptStarted
+    | AttemptFinished
+    | DeliverySettled
+    | ServiceFailed
+    | ServiceWorked
+    | PublishFailed
+    | LifecycleChanged
+)
+
+Emit = Callable[[Event], None]

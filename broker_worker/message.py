@@ -1,0 +1,386 @@
+"""The message contract: what a publisher sends, and how this package reads and copies it.
+
+The body is the payload; everything else rides in AMQP properties. `decode`
+turns one arrival into a `Message`, or says why it can't. Nothing here does
+I/O, and nothing here knows an AMQP library.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+from typing import NamedTuple
+
+from broker_worker.outcome import Failure, Reason
+
+MAX_ID_LENGTH = 200  # characters; AMQP's own limit for a short string is 255 bytes
+MAX_NAME_LENGTH = 200  # characters
+MAX_EPOCH = 2**31 - 1  # a Postgres integer
+TEXT_ENCODINGS = frozenset({"", "utf-8", "utf8", "identity"})
+NOT_COPIED = frozenset({"cc", "bcc"})
+TASK_ID = "bw-task-id"
+EPOCH = "bw-epoch"
+ATTEMPT = "bw-attempt"
+NOT_AFTER = "not-after"
+DELIVER_AT = "deliver-at"
+
+Scalar = str | int | float | bool | bytes | datetime | Decimal | None
+
+
+@dataclass(frozen=True, slots=True)
+class Properties:
+    """The AMQP 0-9-1 basic properties that matter here, free of any client library.
+
+    `broken` says why the wire's own encoding of them could not be read (an
+    impossible timestamp, a nested header bomb); the other fields then hold
+    what could be.
+    """
+
+    type: str | None = None
+    message_id: str | None = None
+    content_type: str | None = None
+    content_encoding: str | None = None
+    correlation_id: str | None = None
+    reply_to: str | None = None
+    expiration: str | None = None
+    timestamp: datetime | None = None
+    app_id: str | None = None
+    user_id: str | None = None
+    headers: Mapping[str, object] = field(default_factory=dict)
+    broken: str | None = None
+
+
+class TaskId(NamedTuple):
+    """What makes two messages the same task."""
+
+    queue: str
+    name: str
+    id: str
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One task as its publisher sent it: the same on every attempt."""
+
+    task: TaskId
+    body: bytes = field(repr=False)
+    content_type: str | None = None
+    correlation_id: str | None = None
+    reply_to: str | None = None
+    app_id: str | None = None
+    user_id: str | None = None
+    published_at: datetime | None = None
+    not_after: datetime | None = None
+    deliver_at: datetime | None = None
+    headers: Mapping[str, Scalar] = field(default_factory=dict)
+    epoch: int = 0  # 0: from a publisher; else the epoch of the copy
+
+    @property
+    def media_type(self) -> str:
+        """The content type without parameters, lower case; JSON where none was given."""
+        return media_type(self.content_type)
+
+    def digest(self) -> bytes:
+        """Tell two messages with one identity apart: SHA-256 over media type and body."""
+        return hashlib.sha256(self.media_type.encode() + b"\0" + self.body).digest()
+
+
+@dataclass(frozen=True, slots=True)
+class Unidentified:
+    """A message without an id: it has to be stamped before it can become a task."""
+
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class Undecodable:
+    """A message that breaks the contract; `task` where its identity could be read."""
+
+    reason: Reason
+    failure: Failure
+    name: str | None = None
+    task: TaskId | None = None
+
+
+class ContractError(ValueError):
+    """A property breaks the message contract."""
+
+
+def decode(
+    properties: Properties,
+    body: bytes,
+    *,
+    queue: str,
+    now: datetime,
+    max_body_bytes: int,
+    default_name: str | None = None,
+) -> Message | Unidentified | Undecodable:
+    """Read one arrival of `queue` by the contract.
+
+    `now` is when it arrived: an `expiration` without a `timestamp` counts from there.
+    The body is not parsed here; a handler's payload type does that.
+    """
+    if properties.broken is not None:
+        return _undecodable(Reason.MALFORMED, properties.broken)
+    try:
+        name = _name(properties, default_name)
+        task_id = _task_id(properties)
+    except ContractError as error:
+        return _undecodable(Reason.MALFORMED, str(error))
+    task = TaskId(queue, name, task_id) if task_id else None
+    if len(body) > max_body_bytes:
+        detail = f"the body has {len(body)} bytes, allowed are {max_body_bytes}"
+        return _undecodable(Reason.OVERSIZE, detail, name=name, task=task)
+    try:
+        _check_encoding(properties)
+        not_after, deliver_at = _times(properties, now)
+    except ContractError as error:
+        return _undecodable(Reason.MALFORMED, str(error), name=name, task=task)
+    if task is None:
+        return Unidentified(name)
+    return Message(
+        task=task,
+        body=body,
+        content_type=properties.content_type,
+        correlation_id=properties.correlation_id,
+        reply_to=properties.reply_to,
+        app_id=properties.app_id,
+        user_id=properties.user_id,
+        published_at=properties.timestamp,
+        not_after=not_after,
+        deliver_at=deliver_at,
+        headers=publisher_headers(properties.headers),
+        epoch=_epoch(properties),
+    )
+
+
+def copy_properties(message: Message, *, epoch: int, attempt: int) -> Properties:
+    """Build what a copy of `message` travels with: an allow-list, never the incoming properties."""
+    headers: dict[str, object] = dict(message.headers)
+    if message.not_after is not None:
+        headers[NOT_AFTER] = message.not_after.isoformat()
+    headers |= {TASK_ID: message.task.id, EPOCH: epoch, ATTEMPT: attempt}
+    return Properties(
+        type=message.task.name,
+        content_type=message.content_type,
+        correlation_id=message.correlation_id,
+        reply_to=message.reply_to,
+        app_id=message.app_id,
+        timestamp=message.published_at,
+        headers=headers,
+    )
+
+
+def stamped_properties(properties: Properties, *, name: str, task_id: str, now: datetime) -> Properties:
+    """Build what a message without an id is republished with, under the fresh `task_id`."""
+    headers: dict[str, object] = dict(publisher_headers(properties.headers))
+    not_after, _ = _times(properties, now)
+    if not_after is not None:
+        headers[NOT_AFTER] = not_after.isoformat()
+    headers |= {TASK_ID: task_id, EPOCH: 0, ATTEMPT: 0}
+    return Properties(
+        type=name,
+        content_type=properties.content_type,
+        correlation_id=properties.correlation_id,
+        reply_to=properties.reply_to,
+        app_id=properties.app_id,
+        timestamp=properties.timestamp,
+        headers=headers,
+    )
+
+
+def publisher_headers(headers: Mapping[str, object]) -> dict[str, Scalar]:
+    """Keep the publisher's own scalar headers: no `x-*`, no `bw-*`, nothing that routes."""
+    return {
+        name: value
+        for name, value in headers.items()
+        if isinstance(value, Scalar) and not name.startswith(("x-", "bw-")) and name.lower() not in NOT_COPIED
+    }
+
+
+def media_type(content_type: str | None) -> str:
+    """Strip a content type of its parameters; `application/json` where there is none."""
+    return (content_type or "").partition(";")[0].strip().lower() or "application/json"
+
+
+def is_json(media: str) -> bool:
+    """Say whether a media type's bodies are JSON."""
+    return media == "application/json" or (media.startswith("application/") and media.endswith("+json"))
+
+
+def to_record(message: Message) -> dict[str, object]:
+    """Everything of a message but its body and identity, as JSON can hold it."""
+    return {
+        "content_type": message.content_type,
+        "correlation_id": message.correlation_id,
+        "reply_to": message.reply_to,
+        "app_id": message.app_id,
+        "user_id": message.user_id,
+        "published_at": _tag(message.published_at),
+        "not_after": _tag(message.not_after),
+        "deliver_at": _tag(message.deliver_at),
+        "headers": {name: _tag(value) for name, value in message.headers.items()},
+    }
+
+
+def from_record(task: TaskId, body: bytes, record: Mapping[str, object], *, epoch: int) -> Message:
+    """Rebuild a message from `to_record`."""
+    headers = record.get("headers") or {}
+    assert isinstance(headers, Mapping)  # noqa: S101 - written by to_record
+    fields: dict[str, object] = {name: _untag(record.get(name)) for name in _RECORDED}
+    return Message(
+        task=task,
+        body=body,
+        headers={name: _untag(value) for name, value in headers.items()},
+        epoch=epoch,
+        **fields,  # type: ignore[arg-type]  # the names and types of to_record
+    )
+
+
+_RECORDED = (
+    "content_type",
+    "correlation_id",
+    "reply_to",
+    "app_id",
+    "user_id",
+    "published_at",
+    "not_after",
+    "deliver_at",
+)
+
+
+def _tag(value: Scalar) -> object:
+    match value:
+        case datetime():
+            return {"time": value.isoformat()}
+        case bytes():
+            return {"bytes": base64.b64encode(value).decode()}
+        case Decimal():
+            return {"decimal": str(value)}
+        case float() if value != value or value in (float("inf"), float("-inf")):  # noqa: PLR0124 - NaN
+            return {"float": repr(value)}
+        case _:
+            return value
+
+
+def _untag(value: object) -> Scalar:
+    match value:
+        case {"time": str(text)}:
+            return datetime.fromisoformat(text)
+        case {"bytes": str(text)}:
+            return base64.b64decode(text)
+        case {"decimal": str(text)}:
+            return Decimal(text)
+        case {"float": str(text)}:
+            return float(text)
+        case str() | int() | float() | bool() | None:
+            return value
+        case _:
+            raise ContractError(f"a stored property is of an unknown kind: {type(value).__name__}")
+
+
+def _undecodable(
+    reason: Reason, detail: str, *, name: str | None = None, task: TaskId | None = None
+) -> Undecodable:
+    return Undecodable(reason, Failure(error_type="ContractError", message=detail), name, task)
+
+
+def _name(properties: Properties, default: str | None) -> str:
+    name = properties.type or properties.headers.get("task-type") or default
+    if not name:
+        raise ContractError("no task name: neither the property type nor the header task-type is set")
+    return _text(name, what="the task name", longest=MAX_NAME_LENGTH)
+
+
+def _task_id(properties: Properties) -> str | None:
+    headers = properties.headers
+    found = headers.get(TASK_ID) or properties.message_id or headers.get("task-id")
+    if found is None or found == "":
+        return None
+    return _text(found, what="the task id", longest=MAX_ID_LENGTH)
+
+
+def _text(value: object, *, what: str, longest: int) -> str:
+    if not isinstance(value, str):
+        raise ContractError(f"{what} is not text but {type(value).__name__}")
+    if len(value) > longest:
+        raise ContractError(f"{what} has {len(value)} characters, allowed are {longest}")
+    if "\0" in value or not _encodes(value):
+        raise ContractError(f"{what} holds a character that can't be stored")
+    return value
+
+
+def _encodes(value: str) -> bool:
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _check_encoding(properties: Properties) -> None:
+    encoding = (properties.content_encoding or "").strip().lower()
+    if encoding not in TEXT_ENCODINGS:
+        raise ContractError(f"content_encoding {encoding[:40]!r} is not supported")
+
+
+def _epoch(properties: Properties) -> int:
+    value = properties.headers.get(EPOCH)
+    if type(value) is not int:  # a bool is an int, too
+        return 0
+    return min(max(value, 0), MAX_EPOCH)
+
+
+def _times(properties: Properties, now: datetime) -> tuple[datetime | None, datetime | None]:
+    not_after = _time(properties.headers.get(NOT_AFTER), NOT_AFTER)
+    if properties.expiration is not None:
+        published_at = properties.timestamp or now
+        # an AMQP timestamp has whole seconds: one more makes up for what it cut off
+        expires = _later(published_at, _milliseconds(properties.expiration) + timedelta(seconds=1))
+        not_after = min(not_after, expires) if not_after else expires
+    return not_after, _time(properties.headers.get(DELIVER_AT), DELIVER_AT)
+
+
+def _milliseconds(expiration: str) -> timedelta:
+    try:
+        return timedelta(milliseconds=int(expiration))
+    except (ValueError, OverflowError) as error:
+        raise ContractError(f"expiration {expiration[:40]!r} is not a number of milliseconds") from error
+
+
+def _later(moment: datetime, by: timedelta) -> datetime:
+    try:
+        return moment + by
+    except OverflowError:
+        return datetime.max.replace(tzinfo=UTC)
+
+
+def _time(value: object, header: str) -> datetime | None:
+    """Read a moment: an AMQP timestamp, ISO 8601 text, or Unix seconds as a number or text."""
+    if value is None:
+        return None
+    try:
+        return _moment(value)
+    except (ValueError, OverflowError, OSError, TypeError) as error:
+        raise ContractError(f"header {header} is not a time") from error
+
+
+def _moment(value: object) -> datetime:
+    match value:
+        case datetime():
+            moment = value
+        case bool():
+            raise ValueError(value)
+        case int() | float() | Decimal():
+            moment = datetime.fromtimestamp(float(value), tz=UTC)
+        case str() if value.strip().isascii() and value.strip().replace(".", "", 1).isdigit():
+            moment = datetime.fromtimestamp(float(value), tz=UTC)
+        case str():
+            moment = datetime.fromisoformat(value)
+        case _:
+            raise TypeError(value)
+    return moment if moment.tzinfo else moment.replace(tzinfo=UTC)

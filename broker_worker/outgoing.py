@@ -1,0 +1,32 @@
+"""What a step owes the world: a message that waits in the outbox until the broker confirmed it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from datetime import timedelta
+from enum import StrEnum
+
+from broker_worker.message import Properties
+
+
+class Kind(StrEnum):
+    """Where a message goes; the exchange follows from it."""
+
+    COPY = "copy"  # a work queue, through a delay queue where it has to wait
+    DEAD_LETTER = "dead_letter"  # the dead-letter exchange
+    REPLY = "reply"  # a queue that a publisher named in reply_to
+
+
+@dataclass(frozen=True, slots=True)
+class Outgoing:
+    """One message to publish.
+
+    `routing_key` is a queue name of ours for a copy, `<queue>.<reason>.<task>`
+    for a dead letter, and a queue of the publisher's for a reply.
+    """
+
+    kind: Kind
+    routing_key: str
+    properties: Properties
+    body: bytes = field(repr=False)
+    delay: timedelta = timedelta(0)  # copies only; from now on
