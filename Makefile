@@ -1,0 +1,40 @@
+.DEFAULT_GOAL := help
+SHELL := /bin/bash
+PYTHON ?=
+VENV_READY := .venv/.ready
+WORKERS ?= 4
+export PYTHON
+
+.PHONY: help setup fmt check test demo lock clean
+
+help: ## list the commands
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 12
+
+setup: $(VENV_READY) ## make .venv with everything locked; does nothing when it is up to date
+
+$(VENV_READY): requirements/dev.txt pyproject.toml scripts/setup.sh
+	@scripts/setup.sh
+	@touch $@
+
+fmt: setup ## format, and fix what the linter can fix
+	.venv/bin/ruff format
+	.venv/bin/ruff check --fix
+
+check: setup ## formatting, lint, types, import direction
+	.venv/bin/ruff format --check
+	.venv/bin/ruff check
+	.venv/bin/mypy
+	.venv/bin/lint-imports
+
+test: setup ## the whole suite against a real RabbitMQ and Postgres; WORKERS=n, ARGS="-k name"
+	.venv/bin/python -m pytest -n $(WORKERS) $(ARGS)
+
+demo: setup ## see it work: servers, a worker, a few tasks
+	.venv/bin/python -m examples.demo
+
+lock: setup ## write requirements/*.txt anew; ARGS="--upgrade" takes newer versions
+	scripts/lock.sh $(ARGS)
+
+clean: ## remove .venv and all caches
+	rm -rf .venv build dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis .coverage .coverage.*
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
