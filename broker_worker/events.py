@@ -57,7 +57,7 @@ class AttemptFinished:
 
 @dataclass(frozen=True, slots=True)
 class DeliverySettled:
-    """A delivery was acked without a run: a duplicate, refused, expired, stamped, put off…
+    """A delivery was acked without a run: a duplicate, refused, expired, stamped, and so on.
 
     `how` is the lower-case name of what happened.
     """
@@ -97,7 +97,7 @@ class PublishFailed:
 
 @dataclass(frozen=True, slots=True)
 class LifecycleChanged:
-    """The daemon itself: starting, ready, draining, stopped…"""
+    """The daemon itself: starting, ready, draining, stopped."""
 
     phase: str
     detail: str = ""

@@ -220,10 +220,10 @@ def to_record(message: Message) -> dict[str, object]:
         "reply_to": message.reply_to,
         "app_id": message.app_id,
         "user_id": message.user_id,
-        "published_at": _tag(message.published_at),
-        "not_after": _tag(message.not_after),
-        "deliver_at": _tag(message.deliver_at),
-        "headers": {name: _tag(value) for name, value in message.headers.items()},
+        "published_at": tag(message.published_at),
+        "not_after": tag(message.not_after),
+        "deliver_at": tag(message.deliver_at),
+        "headers": {name: tag(value) for name, value in message.headers.items()},
     }
 
 
@@ -231,11 +231,11 @@ def from_record(task: TaskId, body: bytes, record: Mapping[str, object], *, epoc
     """Rebuild a message from `to_record`."""
     headers = record.get("headers") or {}
     assert isinstance(headers, Mapping)  # noqa: S101 - written by to_record
-    fields: dict[str, object] = {name: _untag(record.get(name)) for name in _RECORDED}
+    fields: dict[str, object] = {name: untag(record.get(name)) for name in _RECORDED}
     return Message(
         task=task,
         body=body,
-        headers={name: _untag(value) for name, value in headers.items()},
+        headers={name: untag(value) for name, value in headers.items()},
         epoch=epoch,
         **fields,  # type: ignore[arg-type]  # the names and types of to_record
     )
@@ -253,7 +253,8 @@ _RECORDED = (
 )
 
 
-def _tag(value: Scalar) -> object:
+def tag(value: Scalar) -> object:
+    """Make a header value something that JSON can hold without losing its type."""
     match value:
         case datetime():
             return {"time": value.isoformat()}
@@ -267,7 +268,8 @@ def _tag(value: Scalar) -> object:
             return value
 
 
-def _untag(value: object) -> Scalar:
+def untag(value: object) -> Scalar:
+    """Undo `tag`."""
     match value:
         case {"time": str(text)}:
             return datetime.fromisoformat(text)
