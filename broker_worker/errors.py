@@ -19,6 +19,10 @@ class StoreUnavailableError(UnavailableError):
     """Postgres cannot be reached, or not by its rules of service (full, read-only, starting)."""
 
 
+class StoreDataError(BrokerWorkerError):
+    """Postgres refused a value that we wrote; the same write will never work."""
+
+
 class BrokerUnavailableError(UnavailableError):
     """RabbitMQ cannot be reached, or refused an operation for the moment."""
 

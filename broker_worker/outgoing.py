@@ -6,7 +6,9 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from enum import StrEnum
 
-from broker_worker.message import Properties
+from broker_worker.message import Message, Properties, copy_properties
+
+LONGEST_DELAY = timedelta(seconds=4096)  # the last rung; what waits longer waits in Postgres
 
 
 class Kind(StrEnum):
@@ -30,3 +32,14 @@ class Outgoing:
     properties: Properties
     body: bytes = field(repr=False)
     delay: timedelta = timedelta(0)  # copies only; from now on
+
+
+def copy_outgoing(message: Message, *, epoch: int, attempt: int, delay: timedelta = timedelta(0)) -> Outgoing:
+    """Build the publish of a task's current copy."""
+    return Outgoing(
+        kind=Kind.COPY,
+        routing_key=message.task.queue,
+        properties=copy_properties(message, epoch=epoch, attempt=attempt),
+        body=message.body,
+        delay=delay,
+    )

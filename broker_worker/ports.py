@@ -3,18 +3,12 @@
 from __future__ import annotations
 
 from datetime import datetime
-from enum import StrEnum
 from typing import Protocol
 
 from broker_worker.message import Properties
 from broker_worker.outgoing import Outgoing
-
-
-class Poisoning(StrEnum):
-    """Why the broker itself dead-lettered a message of a work queue."""
-
-    DELIVERY_LIMIT = "delivery_limit"
-    EXPIRED = "expired"
+from broker_worker.step import Claim
+from broker_worker.task import Holder, Poisoning
 
 
 class Delivery(Protocol):
@@ -69,3 +63,16 @@ class Clock(Protocol):
         """Seconds of a clock that never jumps."""
 
     async def sleep(self, seconds: float) -> None: ...
+
+
+class Memory(Protocol):
+    """What this process knows of its own runs; asked and told by the store around each commit."""
+
+    def recall(self, key: int, epoch: int) -> Holder:
+        """Say what is known of the run of task `key` at `epoch`: HERE, HERE_ADRIFT or HERE_FORGOTTEN."""
+
+    def remember(self, claim: Claim, delivery: Delivery) -> None:
+        """Know the run of a claim from the moment that its commit is known."""
+
+    def adopt(self, key: int, epoch: int, delivery: Delivery) -> None:
+        """Let `delivery` take the place of the one that a run lost with its channel."""

@@ -13,7 +13,6 @@ from uuid import UUID
 
 from broker_worker.message import Message, TaskId
 from broker_worker.outcome import Failure, Reason
-from broker_worker.ports import Poisoning
 
 MAX_INTERRUPTIONS = 50  # releases that are not charged; more would hide a task that never gets through
 MAX_POISONINGS = 3  # times that the broker may give a message up before we do
@@ -58,6 +57,13 @@ TRANSITIONS: dict[TaskState, frozenset[TaskState]] = {
     TaskState.CANCELLED: frozenset(),
     TaskState.EXPIRED: frozenset(),
 }
+
+
+class Poisoning(StrEnum):
+    """Why the broker itself dead-lettered a message of a work queue."""
+
+    DELIVERY_LIMIT = "delivery_limit"
+    EXPIRED = "expired"
 
 
 @dataclass(frozen=True, slots=True)

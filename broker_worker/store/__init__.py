@@ -1,0 +1,1 @@
+"""Postgres, through async SQLAlchemy: the only place that speaks SQL."""

@@ -1,0 +1,351 @@
+"""Write steps: rows locked by the caller, everything of one step in the caller's transaction.
+
+Whatever a step owes becomes a row of `outbox` here, and an `Owed` in the answer
+where this process has the message at hand and may publish it at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta
+from uuid import UUID
+
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from broker_worker.dead_letter import DeadLetter, letter_key, letter_outgoing
+from broker_worker.message import TaskId
+from broker_worker.outgoing import LONGEST_DELAY, Kind, Outgoing, copy_outgoing
+from broker_worker.reply import reply_outgoing
+from broker_worker.step import Copy, Step
+from broker_worker.store.rows import dump, dump_record
+from broker_worker.task import TERMINAL, Task, TaskState
+
+PROMPTNESS = timedelta(minutes=2)  # how long the worker that wrote an outbox row has it to itself
+
+
+@dataclass(frozen=True, slots=True)
+class Owed:
+    """A row of the outbox that its writer publishes right away."""
+
+    id: int
+    outgoing: Outgoing
+
+
+@dataclass(frozen=True, slots=True)
+class Applied:
+    """What `apply` did: what it owes, and the rows that it made, by identity."""
+
+    owed: list[Owed]
+    created: dict[TaskId, Task]
+
+
+@dataclass(frozen=True, slots=True)
+class OutboxRow:
+    """What goes into `outbox`; `outgoing` is there where it can be published from memory."""
+
+    kind: Kind
+    routing_key: str
+    task_key: int | None
+    epoch: int
+    delay: timedelta
+    outgoing: Outgoing | None
+    is_held: bool = False  # waits in Postgres until it is due
+    dead_letter: UUID | None = None
+    keeps_content: bool = False  # nothing else of the database has body and properties
+
+
+async def apply(connection: AsyncConnection, schema: str, steps: Sequence[Step], *, worker: UUID) -> Applied:
+    """Write `steps`; the new rows among them get their keys, unless another made the same row first."""
+    changed = [step for step in steps if step.before is not None]
+    created = [step for step in steps if step.before is None]
+    made = await _insert(connection, schema, created)
+    changed += made
+    moved = [step for step in changed if step.before != step.after]
+    if moved:
+        await _update(connection, schema, moved)
+    await _bodies(connection, schema, changed)
+    await _attempts(connection, schema, changed)
+    letters = [step.letter for step in changed if step.letter is not None]
+    await insert_letters(connection, schema, letters, worker=worker)
+    rows = [row for step in changed for row in _owes(step, worker)]
+    owed = await insert_outbox(connection, schema, rows, worker=worker)
+    return Applied(owed, {step.after.id: step.after for step in made})
+
+
+async def _insert(connection: AsyncConnection, schema: str, steps: Sequence[Step]) -> list[Step]:
+    """Create rows in their state before the step; a row that another made meanwhile is left out."""
+    rows = [
+        {
+            "queue": step.after.id.queue,
+            "name": step.after.id.name,
+            "id": step.after.id.id,
+            "digest": step.after.digest,
+            "max_attempts": step.after.max_attempts,
+            "not_after": step.after.not_after,
+            "reply_to": storable(step.after.reply_to),
+            "correlation_id": storable(step.after.correlation_id),
+            "producer": storable(step.message.app_id) if step.message else None,
+            "published_at": step.message.published_at if step.message else None,
+        }
+        for step in steps
+    ]
+    created = []
+    statement = text(f"""
+        INSERT INTO {schema}.tasks (queue, name, message_id, digest, state, max_attempts, not_after,
+                                    reply_to, correlation_id, producer, published_at)
+        VALUES (:queue, :name, :id, :digest, 'queued', :max_attempts, CAST(:not_after AS timestamptz),
+                CAST(:reply_to AS text), CAST(:correlation_id AS text), CAST(:producer AS text),
+                CAST(:published_at AS timestamptz))
+        ON CONFLICT DO NOTHING RETURNING key""")
+    for step, row in zip(steps, rows, strict=True):
+        key = (await connection.execute(statement, row)).scalar()
+        if key is not None:
+            after = replace(step.after, key=key)
+            letter = replace(step.letter, task_key=key) if step.letter else None
+            # the row just made differs from any `after`: it is queued, at epoch 0, without a body
+            before = replace(after, has_body=False, epoch=-1)
+            created.append(replace(step, before=before, after=after, letter=letter))
+    return created
+
+
+async def _update(connection: AsyncConnection, schema: str, steps: Sequence[Step]) -> None:
+    statement = text(f"""
+        UPDATE {schema}.tasks t SET
+          state = n.state, attempt = n.attempt, max_attempts = n.max_attempts, epoch = n.epoch,
+          worker = n.worker, interruptions = n.interruptions, poisonings = n.poisonings,
+          reemissions = n.reemissions, has_body = n.has_body, is_cancel_requested = n.cancel,
+          reason = n.reason, refused_at = n.refused_at, not_after = n.not_after,
+          error_type = CASE WHEN n.error_type IS NULL AND n.keeps_error
+                            THEN t.error_type ELSE n.error_type END,
+          error_message = CASE WHEN n.error_type IS NULL AND n.keeps_error
+                               THEN t.error_message ELSE n.error_message END,
+          due_at = CASE WHEN n.keeps_due THEN t.due_at ELSE now() + n.due_in END,
+          started_at = CASE WHEN n.starts THEN now() ELSE t.started_at END,
+          finished_at = CASE WHEN n.ends THEN now() END
+        FROM unnest(
+          CAST(:keys AS bigint[]), CAST(:states AS text[]), CAST(:attempts AS smallint[]),
+          CAST(:max_attempts AS smallint[]), CAST(:epochs AS int[]), CAST(:workers AS uuid[]),
+          CAST(:interruptions AS smallint[]), CAST(:poisonings AS smallint[]),
+          CAST(:reemissions AS smallint[]), CAST(:has_body AS boolean[]), CAST(:cancels AS boolean[]),
+          CAST(:reasons AS text[]), CAST(:refused_at AS timestamptz[]), CAST(:not_after AS timestamptz[]),
+          CAST(:error_types AS text[]), CAST(:error_messages AS text[]), CAST(:keeps_error AS boolean[]),
+          CAST(:due_in AS interval[]), CAST(:keeps_due AS boolean[]), CAST(:starts AS boolean[]),
+          CAST(:ends AS boolean[])
+        ) AS n(key, state, attempt, max_attempts, epoch, worker, interruptions, poisonings, reemissions,
+               has_body, cancel, reason, refused_at, not_after, error_type, error_message, keeps_error,
+               due_in, keeps_due, starts, ends)
+        WHERE t.key = n.key""")
+    rows = [step.after for step in steps]
+    await connection.execute(
+        statement,
+        {
+            "keys": [row.key for row in rows],
+            "states": [str(row.state) for row in rows],
+            "attempts": [row.attempt for row in rows],
+            "max_attempts": [row.max_attempts for row in rows],
+            "epochs": [row.epoch for row in rows],
+            "workers": [row.worker for row in rows],
+            "interruptions": [row.interruptions for row in rows],
+            "poisonings": [row.poisonings for row in rows],
+            "reemissions": [row.reemissions for row in rows],
+            "has_body": [row.has_body for row in rows],
+            "cancels": [row.is_cancel_requested for row in rows],
+            "reasons": [str(row.reason) if row.reason else None for row in rows],
+            "refused_at": [row.refused_at for row in rows],
+            "not_after": [row.not_after for row in rows],
+            "error_types": [step.failure.error_type if step.failure else None for step in steps],
+            "error_messages": [step.failure.message if step.failure else None for step in steps],
+            "keeps_error": [row.state not in TERMINAL for row in rows],
+            "due_in": [step.due_in for step in steps],
+            "keeps_due": [_keeps_due(step) for step in steps],
+            "starts": [_starts(step) for step in steps],
+            "ends": [row.state in TERMINAL for row in rows],
+        },
+    )
+
+
+def _keeps_due(step: Step) -> bool:
+    """A step that changes neither state nor epoch (a body given, a cancel asked for) moves no date."""
+    before = step.before
+    return before is not None and before.state == step.after.state and before.epoch == step.after.epoch
+
+
+def _starts(step: Step) -> bool:
+    return step.after.state is TaskState.RUNNING and (
+        step.before is None or step.before.epoch != step.after.epoch
+    )
+
+
+async def _bodies(connection: AsyncConnection, schema: str, steps: Sequence[Step]) -> None:
+    gained = [
+        (step.after.key, step.message)
+        for step in steps
+        if step.after.has_body and step.before and not step.before.has_body and step.message
+    ]
+    if gained:
+        await connection.execute(
+            text(f"""
+                INSERT INTO {schema}.payloads (task_key, body, properties)
+                SELECT key, body, CAST(properties AS json) FROM unnest(
+                  CAST(:keys AS bigint[]), CAST(:bodies AS bytea[]), CAST(:properties AS text[])
+                ) AS n(key, body, properties) ON CONFLICT DO NOTHING"""),
+            {
+                "keys": [key for key, _ in gained],
+                "bodies": [message.body for _, message in gained],
+                "properties": [dump_record(message) for _, message in gained],
+            },
+        )
+    lost = [
+        step.after.key for step in steps if step.before and step.before.has_body and not step.after.has_body
+    ]
+    if lost:
+        await connection.execute(
+            text(f"DELETE FROM {schema}.payloads WHERE task_key = ANY(CAST(:keys AS bigint[]))"),
+            {"keys": lost},
+        )
+
+
+async def _attempts(connection: AsyncConnection, schema: str, steps: Sequence[Step]) -> None:
+    records = [(step.after.key, step.record) for step in steps if step.record is not None]
+    if not records:
+        return
+    await connection.execute(
+        text(f"""
+            INSERT INTO {schema}.attempts (task_key, epoch, attempt, worker, outcome, error_type,
+                                           error_message, traceback, started_at)
+            SELECT n.key, n.epoch, n.attempt, n.worker, n.outcome, n.error_type, n.error_message,
+                   n.traceback, t.started_at
+            FROM unnest(
+              CAST(:keys AS bigint[]), CAST(:epochs AS int[]), CAST(:attempts AS smallint[]),
+              CAST(:workers AS uuid[]), CAST(:outcomes AS text[]), CAST(:error_types AS text[]),
+              CAST(:error_messages AS text[]), CAST(:tracebacks AS text[])
+            ) AS n(key, epoch, attempt, worker, outcome, error_type, error_message, traceback)
+            JOIN {schema}.tasks t ON t.key = n.key
+            ON CONFLICT DO NOTHING"""),
+        {
+            "keys": [key for key, _ in records],
+            "epochs": [record.epoch for _, record in records],
+            "attempts": [record.attempt for _, record in records],
+            "workers": [record.worker for _, record in records],
+            "outcomes": [record.outcome for _, record in records],
+            "error_types": [record.failure.error_type if record.failure else None for _, record in records],
+            "error_messages": [record.failure.message if record.failure else None for _, record in records],
+            "tracebacks": [record.failure.traceback if record.failure else None for _, record in records],
+        },
+    )
+
+
+async def insert_letters(
+    connection: AsyncConnection, schema: str, letters: Sequence[DeadLetter], *, worker: UUID
+) -> set[UUID]:
+    """Insert dead letters; one that is there already stays as it is. Returns the new ones' ids."""
+    inserted = set()
+    statement = text(f"""
+        INSERT INTO {schema}.dead_letters (id, task_key, queue, name, message_id, reason, error_type,
+          error_message, fingerprint, attempt, epoch, worker, body, properties)
+        VALUES (:id, CAST(:task_key AS bigint), :queue, CAST(:name AS text), CAST(:message_id AS text),
+          :reason, :error_type, :error_message, CAST(:fingerprint AS text), :attempt, :epoch, :worker,
+          :body, CAST(CAST(:properties AS text) AS json))
+        ON CONFLICT (id) DO NOTHING RETURNING id""")
+    for letter in letters:
+        values = {
+            "id": letter.id,
+            "task_key": letter.task_key,
+            "queue": storable(letter.queue),
+            "name": storable(letter.name),
+            "message_id": storable(letter.message_id),
+            "reason": str(letter.reason),
+            "error_type": storable(letter.failure.error_type),
+            "error_message": storable(letter.failure.message),
+            "fingerprint": letter.failure.fingerprint,
+            "attempt": letter.attempt,
+            "epoch": letter.epoch,
+            "worker": worker,
+            "body": letter.body,
+            "properties": dump(letter.record),
+        }
+        if (id_ := (await connection.execute(statement, values)).scalar()) is not None:
+            inserted.add(id_)
+    return inserted
+
+
+async def insert_outbox(
+    connection: AsyncConnection, schema: str, rows: Sequence[OutboxRow], *, worker: UUID
+) -> list[Owed]:
+    """Insert what is owed; rows that can be published from memory are this worker's for a while."""
+    owed = []
+    statement = text(f"""
+        INSERT INTO {schema}.outbox (kind, routing_key, task_key, dead_letter, epoch, properties, body,
+                                     worker, deliver_at, available_at)
+        VALUES (:kind, :routing_key, CAST(:task_key AS bigint), CAST(:dead_letter AS uuid), :epoch,
+                CAST(CAST(:properties AS text) AS json), CAST(:body AS bytea), CAST(:worker AS uuid),
+                now() + CAST(:delay AS interval), now() + CAST(:available AS interval))
+        RETURNING id""")
+    for row in rows:
+        is_ours = row.outgoing is not None and not row.is_held
+        content = row.outgoing if row.keeps_content else None
+        values = {
+            "kind": str(row.kind),
+            "routing_key": row.routing_key,
+            "task_key": row.task_key,
+            "dead_letter": row.dead_letter,
+            "epoch": row.epoch,
+            "properties": dump({"correlation_id": content.properties.correlation_id}) if content else None,
+            "body": content.body if content else None,
+            "worker": worker if is_ours else None,
+            "delay": row.delay,
+            "available": PROMPTNESS if is_ours else (row.delay if row.is_held else timedelta(0)),
+        }
+        id_ = (await connection.execute(statement, values)).scalar_one()
+        if row.outgoing is not None and not row.is_held:
+            owed.append(Owed(id_, row.outgoing))
+    return owed
+
+
+def _owes(step: Step, worker: UUID) -> list[OutboxRow]:
+    rows = []
+    if step.copy is not None:
+        rows.append(_copy_row(step, step.copy))
+    if step.letter is not None:
+        rows.append(letter_row(step.letter, worker))
+    if step.after.reply_to is not None and step.after.state in TERMINAL and step.before != step.after:
+        outgoing = reply_outgoing(step.after, failure=step.failure, result=None)
+        rows.append(reply_row(step.after.key, outgoing))
+    return rows
+
+
+def _copy_row(step: Step, copy: Copy) -> OutboxRow:
+    after = step.after
+    is_held = copy.is_exact or copy.delay > LONGEST_DELAY
+    outgoing = None
+    if step.message is not None:
+        outgoing = copy_outgoing(step.message, epoch=after.epoch, attempt=after.attempt, delay=copy.delay)
+    return OutboxRow(Kind.COPY, after.id.queue, after.key, after.epoch, copy.delay, outgoing, is_held)
+
+
+def letter_row(letter: DeadLetter, worker: UUID) -> OutboxRow:
+    """What a dead letter owes the dead-letter exchange."""
+    outgoing = letter_outgoing(letter, worker=str(worker), failed_at=datetime.now(UTC))
+    return OutboxRow(
+        Kind.DEAD_LETTER,
+        letter_key(letter),
+        letter.task_key,
+        letter.epoch,
+        timedelta(0),
+        outgoing,
+        dead_letter=letter.id,
+    )
+
+
+def reply_row(task_key: int, outgoing: Outgoing) -> OutboxRow:
+    """What is owed to a publisher that asked for an answer."""
+    return OutboxRow(
+        Kind.REPLY, outgoing.routing_key, task_key, 0, timedelta(0), outgoing, keeps_content=True
+    )
+
+
+def storable(value: str | None) -> str | None:
+    """Replace what Postgres refuses as text."""
+    return value.replace("\0", "\ufffd").encode("utf-8", "replace").decode() if value is not None else None

@@ -1,0 +1,113 @@
+"""The schema's life: bring it up to date, print it, check it, and say what a runtime role needs."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import Any
+
+from alembic import command
+from alembic.config import Config
+from alembic.script import ScriptDirectory
+from sqlalchemy import Connection, text
+from sqlalchemy.exc import ProgrammingError
+
+from broker_worker.errors import SchemaError
+from broker_worker.store.database import Database
+
+VERSION_TABLE = "alembic_version"
+OLDEST = "0001"  # the oldest revision that this release works on
+NEWEST = "0001"
+LOCK_KEY = 0x62776D67  # one migration at a time; any number that is ours
+TABLES = ("tasks", "payloads", "attempts", "dead_letters", "outbox", "workers")
+
+
+async def migrate(database: Database) -> None:
+    """Bring the schema up to date; idempotent, and safe when several do it at once."""
+    async with database.transaction() as connection:
+        await connection.exec_driver_sql(
+            "SELECT set_config('statement_timeout', '0', true), set_config('lock_timeout', '60s', true)"
+        )
+        await connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({LOCK_KEY})")
+        await connection.run_sync(_upgrade, database)
+
+
+def _upgrade(connection: Connection, database: Database) -> None:
+    exists = connection.execute(
+        text("SELECT 1 FROM pg_namespace WHERE nspname = :name"), {"name": database.schema_name}
+    ).scalar()
+    if not exists:  # a role without CREATE on the database can migrate inside a schema made for it
+        connection.exec_driver_sql(f"CREATE SCHEMA {database.schema}")
+    command.upgrade(_config(database.schema_name, connection=connection), "head")
+
+
+def migration_sql(schema: str) -> str:
+    """The SQL that makes the schema from nothing, for people who apply it themselves."""
+    buffer = io.StringIO()
+    config = _config(schema)
+    config.output_buffer = buffer
+    command.upgrade(config, "head", sql=True)
+    return f'CREATE SCHEMA IF NOT EXISTS "{schema}";\n\n{buffer.getvalue()}'
+
+
+def grants_sql(schema: str, role: str) -> str:
+    """The rights of a runtime role that owns nothing: rows, and no structure."""
+    tables = ", ".join(f'"{schema}".{name}' for name in TABLES)
+    lines = (
+        f'GRANT USAGE ON SCHEMA "{schema}" TO "{role}";',
+        f'GRANT SELECT, INSERT, UPDATE, DELETE ON {tables} TO "{role}";',
+        f'GRANT SELECT, INSERT ON "{schema}".audit TO "{role}";',
+        f'GRANT SELECT ON "{schema}".{VERSION_TABLE} TO "{role}";',
+        f'GRANT USAGE ON ALL SEQUENCES IN SCHEMA "{schema}" TO "{role}";',
+    )
+    return "\n".join(lines) + "\n"
+
+
+async def check_schema(database: Database) -> str:
+    """Return the schema's revision if this release works on it.
+
+    Raises:
+        SchemaError: it is missing, older than this release can use, or of another line.
+        StoreUnavailableError: Postgres can't be asked.
+    """
+    found = await _revision(database)
+    if found is None:
+        raise SchemaError(f"schema {database.schema_name!r} is not there yet: run `broker-worker migrate`")
+    known = [revision.revision for revision in _scripts().walk_revisions()]
+    if found in known and found < OLDEST:
+        raise SchemaError(f"schema {found} is older than {OLDEST}: run `broker-worker migrate`")
+    if found not in known and found <= NEWEST:
+        raise SchemaError(f"schema {found} is not one of this package's: {', '.join(sorted(known))}")
+    if found > NEWEST and int(found) > int(NEWEST) + 1:
+        raise SchemaError(f"schema {found} is too new for this release, which knows {NEWEST} and the next")
+    return found
+
+
+async def _revision(database: Database) -> str | None:
+    try:
+        async with database.transaction() as connection:
+            row = await connection.exec_driver_sql(
+                f"SELECT version_num FROM {database.schema}.{VERSION_TABLE}"
+            )
+            return row.scalar()
+    except ProgrammingError as error:
+        if getattr(error.orig, "sqlstate", None) in {"42P01", "3F000"}:
+            return None
+        if getattr(error.orig, "sqlstate", None) == "42501":
+            raise SchemaError(
+                f"no right to read schema {database.schema_name!r}: see `broker-worker grants`"
+            ) from error
+        raise
+
+
+def _config(schema: str, *, connection: Connection | None = None) -> Config:
+    config = Config()
+    config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
+    attributes: dict[str, Any] = config.attributes
+    attributes["schema"] = schema
+    attributes["connection"] = connection
+    return config
+
+
+def _scripts() -> ScriptDirectory:
+    return ScriptDirectory.from_config(_config("broker_worker"))
