@@ -1,0 +1,167 @@
+"""The outbox: what is owed to the world, until the broker confirmed it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import Row, text
+
+from broker_worker.dead_letter import DeadLetter, carried_properties, letter_outgoing
+from broker_worker.message import Properties, TaskId, from_record
+from broker_worker.outcome import Failure, Reason
+from broker_worker.outgoing import Kind, Outgoing, copy_outgoing
+from broker_worker.store.apply import PROMPTNESS, Owed
+from broker_worker.store.database import Database
+
+LONGEST_PAUSE = timedelta(minutes=5)  # between two tries of a row that can't be published
+
+
+class OutboxStore:
+    """Rows are taken for two minutes at a time: a taker that dies gives them back by that."""
+
+    def __init__(self, database: Database, *, worker: UUID) -> None:
+        self._database = database
+        self._schema = database.schema
+        self._worker = worker
+
+    async def take(self, limit: int) -> list[Owed]:
+        """Take rows that are due, or whose worker is dead, or that it left lying for two minutes.
+
+        A copy whose task has moved on is stale; it is deleted here and not sent.
+        """
+        async with self._database.transaction() as connection:
+            rows = await connection.execute(
+                text(f"""
+                    WITH due AS (
+                      SELECT o.id FROM {self._schema}.outbox o
+                      LEFT JOIN {self._schema}.workers w ON w.id = o.worker
+                      WHERE o.available_at <= now() OR w.dead_at IS NOT NULL
+                      ORDER BY o.available_at LIMIT :limit FOR UPDATE OF o SKIP LOCKED
+                    ), taken AS (
+                      UPDATE {self._schema}.outbox o
+                      SET worker = :worker, available_at = now() + CAST(:promptness AS interval)
+                      FROM due WHERE o.id = due.id
+                      RETURNING o.*
+                    )
+                    SELECT o.id, o.kind, o.routing_key, o.task_key, o.epoch, o.properties, o.body,
+                      greatest(o.deliver_at - now(), interval '0') AS delay,
+                      t.queue, t.name, t.message_id, t.attempt, t.epoch AS task_epoch, t.state,
+                      p.body AS task_body, p.properties AS task_properties,
+                      d.id AS letter_id, d.task_key AS letter_task, d.queue AS letter_queue,
+                      d.name AS letter_name, d.message_id AS letter_message_id, d.reason AS letter_reason,
+                      d.error_type, d.error_message, d.fingerprint, d.attempt AS letter_attempt,
+                      d.epoch AS letter_epoch, d.worker AS letter_worker, d.body AS letter_body,
+                      d.properties AS letter_properties, d.failed_at
+                    FROM taken o
+                    LEFT JOIN {self._schema}.tasks t ON t.key = o.task_key
+                    LEFT JOIN {self._schema}.payloads p ON p.task_key = o.task_key
+                    LEFT JOIN {self._schema}.dead_letters d ON d.id = o.dead_letter"""),
+                {"worker": self._worker, "promptness": PROMPTNESS, "limit": limit},
+            )
+            owed, stale = [], []
+            for row in rows:
+                outgoing = _outgoing(row)
+                if outgoing is None:
+                    stale.append(row.id)
+                else:
+                    owed.append(Owed(row.id, outgoing))
+        if stale:
+            await self.delete(stale)
+        return owed
+
+    async def delete(self, ids: Sequence[int]) -> None:
+        """Forget what the broker has confirmed."""
+        async with self._database.transaction() as connection:
+            await connection.execute(
+                text(f"DELETE FROM {self._schema}.outbox WHERE id = ANY(CAST(:ids AS bigint[]))"),
+                {"ids": list(ids)},
+            )
+
+    async def put_back(self, ids: Sequence[int]) -> None:
+        """Leave rows that could not be published to any relay, later and later."""
+        async with self._database.transaction() as connection:
+            await connection.execute(
+                text(f"""
+                    UPDATE {self._schema}.outbox SET worker = NULL, failures = least(failures + 1, 1000),
+                      available_at = now() + least(interval '1 s' * (1 << least(failures, 10)),
+                                                   CAST(:longest AS interval))
+                    WHERE id = ANY(CAST(:ids AS bigint[]))"""),
+                {"ids": list(ids), "longest": LONGEST_PAUSE},
+            )
+
+
+def _outgoing(row: Row[Any]) -> Outgoing | None:
+    """Rebuild what a row stands for; nothing where it is stale."""
+    match Kind(row.kind):
+        case Kind.REPLY:
+            properties = _json(row.properties)
+            return Outgoing(
+                kind=Kind.REPLY,
+                routing_key=row.routing_key,
+                properties=Properties(
+                    content_type="application/json", correlation_id=properties.get("correlation_id")
+                ),
+                body=row.body,
+            )
+        case Kind.DEAD_LETTER:
+            return letter_outgoing(_letter(row), worker=str(row.letter_worker), failed_at=_utc(row.failed_at))
+        case Kind.COPY:
+            return _copy_of_task(row) if row.task_key is not None else _copy_of_letter(row)
+
+
+def _copy_of_task(row: Row[Any]) -> Outgoing | None:
+    if row.task_body is None or row.task_epoch != row.epoch or row.state not in {"queued", "retrying"}:
+        return None
+    task = TaskId(row.queue, row.name, row.message_id)
+    message = from_record(task, row.task_body, _json(row.task_properties), epoch=row.epoch)
+    return copy_outgoing(message, epoch=row.epoch, attempt=row.attempt, delay=row.delay)
+
+
+def _copy_of_letter(row: Row[Any]) -> Outgoing | None:
+    """A replayed dead letter that is no task goes back as it came."""
+    if row.letter_id is None:
+        return None
+    carried = carried_properties(_json(row.letter_properties))
+    headers = dict(carried.headers)
+    if row.letter_message_id is not None:
+        headers["task-id"] = row.letter_message_id
+    properties = Properties(
+        type=row.letter_name,
+        content_type=carried.content_type,
+        content_encoding=carried.content_encoding,
+        correlation_id=carried.correlation_id,
+        reply_to=carried.reply_to,
+        app_id=carried.app_id,
+        timestamp=carried.timestamp,
+        headers=headers,
+    )
+    return Outgoing(kind=Kind.COPY, routing_key=row.routing_key, properties=properties, body=row.letter_body)
+
+
+def _letter(row: Row[Any]) -> DeadLetter:
+    return DeadLetter(
+        id=row.letter_id,
+        queue=row.letter_queue,
+        name=row.letter_name,
+        message_id=row.letter_message_id,
+        reason=Reason(row.letter_reason),
+        failure=Failure(row.error_type, row.error_message, fingerprint=row.fingerprint),
+        body=row.letter_body,
+        record=_json(row.letter_properties),
+        attempt=row.letter_attempt,
+        epoch=row.letter_epoch,
+        task_key=row.letter_task,
+    )
+
+
+def _json(value: object) -> dict[str, Any]:
+    loaded = json.loads(value) if isinstance(value, str) else value
+    return loaded if isinstance(loaded, dict) else {}
+
+
+def _utc(moment: datetime) -> datetime:
+    return moment.astimezone(UTC)
