@@ -176,8 +176,6 @@ def _members(parameters: Mapping[str, inspect.Parameter], hints: Mapping[str, ob
     parameter may be called `json` or `_id`, which a model's field may not. An alias
     of the user's own (for a member called `from`) goes before ours.
     """
-    for name in parameters:
-        _adapter(hints.get(name, object), where, f"parameter {name!r}")
     parameter_by_field = {f"f{place}": parameter for place, parameter in enumerate(parameters.values())}
     config = ConfigDict(
         alias_generator=AliasGenerator(validation_alias=lambda name: parameter_by_field[name].name),
@@ -187,7 +185,12 @@ def _members(parameters: Mapping[str, inspect.Parameter], hints: Mapping[str, ob
         name: (hints.get(p.name, object), Field() if p.default is p.empty else Field(default=p.default))
         for name, p in parameter_by_field.items()
     }
-    model = create_model(where.rpartition(".")[2], __config__=config, **definitions)
+    try:
+        model = create_model(where.rpartition(".")[2], __config__=config, **definitions)
+    except Exception:
+        for name in parameters:  # which of them is it?
+            _adapter(hints.get(name, object), where, f"parameter {name!r}")
+        raise
 
     def unpack(value: object) -> Arguments:
         assert isinstance(value, BaseModel)  # noqa: S101 - the adapter's own type

@@ -1,0 +1,337 @@
+"""Every setting: its default, its unit and its reason. The only reader of the environment.
+
+`python -m broker_worker.settings` prints them all as an environment file.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+import sys
+from collections.abc import Collection, Iterator, Mapping
+from datetime import timedelta
+from enum import StrEnum
+from typing import Annotated, Self
+
+from pydantic import Field, ValidationError, model_validator
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+
+from broker_worker.errors import ConfigurationError
+from broker_worker.notation import (
+    ADDRESS,
+    QUEUES,
+    SWITCH,
+    Address,
+    Notation,
+    choice,
+    duration,
+    pattern,
+    retention,
+    several,
+    show_duration,
+    size,
+    whole,
+)
+from broker_worker.secret import Secret
+
+VARIABLES = "BROKER_WORKER_"
+NOT_OURS = re.compile(  # Kubernetes injects the first three for a Service called broker-worker
+    f"{VARIABLES}(PORT|PORT_.*|SERVICE_.*|LOCAL_.*|FAILPOINT)"  # throwaway servers and tests read the others
+)
+POSTGRES = ("postgres://", "postgresql://")
+SCHEMES_BY_SECRET = {
+    "amqp_url": ("amqp://", "amqps://"),
+    "database_url": POSTGRES,
+    "database_direct_url": POSTGRES,
+}
+MAX_SHOWN = 80  # characters of a wrong value
+MODULE = r"[^\W\d]\w*(\.[^\W\d]\w*)*"
+MILLISECOND, SECOND = timedelta(milliseconds=1), timedelta(seconds=1)
+
+
+class DeadLetters(StrEnum):
+    """Who keeps dead letters for people."""
+
+    DATABASE = "database"
+    QUEUE = "queue"
+
+
+class StorePayloads(StrEnum):
+    """Which finished tasks keep their body."""
+
+    FAILED = "failed"
+    ALL = "all"
+
+
+class LogLevel(StrEnum):
+    """From which severity on lines are written."""
+
+    DEBUG = "debug"
+    INFO = "info"
+    WARNING = "warning"
+    ERROR = "error"
+
+
+class LogFormat(StrEnum):
+    """How a line is written; auto means console on a terminal, else json."""
+
+    AUTO = "auto"
+    JSON = "json"
+    CONSOLE = "console"
+
+
+class Settings(BaseSettings):
+    """What an operator decides."""
+
+    model_config = SettingsConfigDict(
+        frozen=True, extra="forbid", env_prefix=VARIABLES, arbitrary_types_allowed=True
+    )
+
+    # servers
+    amqp_url: Secret = Field(
+        Secret(f"{VARIABLES}AMQP_URL"), description="RabbitMQ; several hosts separated by commas"
+    )
+    database_url: Secret = Field(
+        Secret(f"{VARIABLES}DATABASE_URL"),
+        description="Postgres, with any libpq parameters; a pooler is fine",
+    )
+    database_direct_url: Secret = Field(
+        Secret(f"{VARIABLES}DATABASE_DIRECT_URL"),
+        description="Postgres past a transaction pooler, for LISTEN; without it the daemon polls",
+    )
+    allow_insecure: Annotated[bool, SWITCH] = Field(
+        default=False, description="accept a URL that turns the verification of certificates off"
+    )
+
+    # what to run
+    handlers: Annotated[
+        tuple[str, ...], several(f"{MODULE}(:{MODULE})?", "module or module:registry, separated by commas")
+    ] = Field((), description="modules with a Registry; the current directory is importable")
+    queues: Annotated[Mapping[str, int], QUEUES] = Field(
+        {"default": 16}, description="queue names and how many tasks of each run at a time in one process"
+    )
+
+    # attempts
+    max_attempts: Annotated[int, whole(1, 1000)] = Field(
+        12, description="runs of a handler per task; with the delays below it outlasts an hour's outage"
+    )
+    retry_delay: Annotated[timedelta, duration()] = Field(
+        5 * SECOND, description="wait before the second attempt; doubles with each"
+    )
+    retry_max_delay: Annotated[timedelta, duration()] = Field(
+        timedelta(hours=1), description="where the doubling ends"
+    )
+    task_timeout: Annotated[timedelta, duration(MILLISECOND)] = Field(
+        timedelta(minutes=10), description="longest run of one attempt, where its handler sets none"
+    )
+    unknown_task_grace: Annotated[timedelta, duration()] = Field(
+        timedelta(minutes=5),
+        description="how long unknown or invalid tasks wait for the other half of a deploy",
+    )
+    shutdown_grace: Annotated[timedelta, duration()] = Field(
+        25 * SECOND, description="time to finish running tasks on SIGTERM; Kubernetes kills after 30s"
+    )
+
+    # sizes
+    max_body_bytes: Annotated[int, size(1, 128 * 2**20)] = Field(
+        2**20, description="larger messages become dead letters; RabbitMQ itself allows 16MiB by default"
+    )
+    max_result_bytes: Annotated[int, size(1, 128 * 2**20)] = Field(
+        64 * 2**10, description="a larger result is refused: store it elsewhere and return a reference"
+    )
+
+    # what is kept
+    retention_succeeded: Annotated[timedelta | None, retention(SECOND)] = Field(
+        timedelta(days=7), description="succeeded tasks; a duplicate is recognised for as long"
+    )
+    retention_other: Annotated[timedelta | None, retention(SECOND)] = Field(
+        timedelta(days=90), description="dead, cancelled and expired tasks"
+    )
+    dead_letter_retention: Annotated[timedelta | None, retention(SECOND)] = Field(
+        None, description="open dead letters: kept until somebody replays or discards them"
+    )
+    dead_letters: Annotated[DeadLetters, choice(DeadLetters)] = Field(
+        DeadLetters.DATABASE, description="where people find them; queue leaves them to other tools"
+    )
+    store_payloads: Annotated[StorePayloads, choice(StorePayloads)] = Field(
+        StorePayloads.FAILED, description="bodies of finished tasks; failed drops those that succeeded"
+    )
+
+    # Postgres
+    database_schema: Annotated[
+        str, pattern("(?!pg_)[a-z_][a-z0-9_]{0,62}", "a plain identifier: a-z 0-9 _, at most 63")
+    ] = Field("broker_worker", description="our tables live in a schema of their own")
+    database_pool_size: Annotated[int, whole(1, 1000)] = Field(
+        5, description="connections for claims and records, per process"
+    )
+    transactional_pool_size: Annotated[int, whole(1, 1000)] = Field(
+        10, description="connections that transactional handlers may hold, per process"
+    )
+    auto_migrate: Annotated[bool, SWITCH] = Field(
+        default=False, description="bring the schema up to date at start; needs a role that owns it"
+    )
+
+    # RabbitMQ
+    prefix: Annotated[str, pattern("[A-Za-z0-9_-]{1,50}", "1 to 50 of A-Z a-z 0-9 _ -")] = Field(
+        "bw", description="begins the name of every exchange and queue; one service per prefix"
+    )
+    declare: Annotated[bool, SWITCH] = Field(
+        default=True, description="declare the topology; false needs no configure rights"
+    )
+    unroutable: Annotated[bool, SWITCH] = Field(
+        default=True, description="take in what publishers sent to no queue"
+    )
+    reply_to: Annotated[
+        tuple[str, ...],
+        several(r"[^\0,]{1,255}", "queue names or patterns like reply.*, separated by commas"),
+    ] = Field((), description="queues that a publisher may have the outcome sent to")
+
+    # what is shown
+    http_bind: Annotated[Address | None, ADDRESS] = Field(
+        Address("0.0.0.0", 8080),  # noqa: S104 - probes come from outside the container
+        description="probes and metrics, never task data; off disables",
+    )
+    log_level: Annotated[LogLevel, choice(LogLevel)] = Field(
+        LogLevel.INFO, description="least severity shown"
+    )
+    log_format: Annotated[LogFormat, choice(LogFormat)] = Field(
+        LogFormat.AUTO, description="auto: console on a terminal, else json"
+    )
+
+    @classmethod
+    def settings_customise_sources(  # noqa: PLR0917 - the signature is pydantic's
+        cls,
+        settings_cls: type[BaseSettings],  # noqa: ARG003
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,  # noqa: ARG003
+        dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003
+        file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Take what `load` found and nothing else: no `.env` file, no second look at the environment."""
+        return (init_settings,)
+
+    @classmethod
+    def load(cls, environ: Mapping[str, str], *, needs: Collection[str] = ()) -> Settings:
+        """Read the variables; `needs` names the fields that may not be absent.
+
+        Raises:
+            ConfigurationError: one line per problem: the variable, its value unless it is
+                secret, and what is allowed.
+        """
+        given = {name: text for name in _names() if (text := _given(name, environ)) is not None}
+        problems = [*_unknown(environ), *_missing(environ, needs)]
+        values: dict[str, object] = dict(given)
+        for name, schemes in SCHEMES_BY_SECRET.items():
+            try:
+                values[name] = Secret.read(_variable(name), environ, schemes=schemes)
+            except ConfigurationError as error:
+                problems.append(str(error))
+        try:
+            settings = cls(**values)  # type: ignore[arg-type]  # text; the notations parse it
+        except ValidationError as error:
+            problems += [_problem(detail["loc"], detail["msg"], given) for detail in error.errors()]
+            settings = None
+        if settings is None or problems:
+            raise ConfigurationError("\n".join(problems))
+        return settings
+
+    @model_validator(mode="after")
+    def _delays_agree(self) -> Self:
+        if self.retry_delay > self.retry_max_delay:
+            raise ValueError(
+                f"{_variable('retry_delay')} is {show_duration(self.retry_delay)}, allowed is at most "
+                f"{_variable('retry_max_delay')}, {show_duration(self.retry_max_delay)}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _urls_verify(self) -> Self:
+        if self.allow_insecure:
+            return self
+        for name, secret in ((name, getattr(self, name)) for name in SCHEMES_BY_SECRET):
+            if secret.trusts_anyone():
+                raise ValueError(
+                    f"{_variable(name)} turns the verification of certificates off; allowed only with "
+                    f"{_variable('allow_insecure')}=true"
+                )
+        return self
+
+
+def example() -> str:
+    """Write every setting as an environment file, commented out except the required ones."""
+    return "\n".join(["# Every setting of broker-worker, with its default.", "", *_example_lines()])
+
+
+def _example_lines() -> Iterator[str]:
+    required = {
+        "amqp_url": "amqp://user:password@localhost:5672/",
+        "database_url": "postgresql://user:password@localhost:5432/app",
+        "handlers": "app.handlers",
+    }
+    for name, field in Settings.model_fields.items():
+        yield f"# {field.description}."
+        yield f"# Allowed: {_allowed(name)}."
+        if name in SCHEMES_BY_SECRET:
+            yield f"# Or {_variable(name)}_FILE, a file that is read again at every connect."
+        if name in required:
+            yield f"{_variable(name)}={required[name]}"
+        else:
+            default = "" if name in SCHEMES_BY_SECRET else _notation(name).show(field.default)
+            yield f"#{_variable(name)}={default}"
+        yield ""
+
+
+def _names() -> list[str]:
+    return [name for name in Settings.model_fields if name not in SCHEMES_BY_SECRET]
+
+
+def _variable(name: str) -> str:
+    return f"{VARIABLES}{name.upper()}"
+
+
+def _notation(name: str) -> Notation:
+    return next(
+        metadata for metadata in Settings.model_fields[name].metadata if isinstance(metadata, Notation)
+    )
+
+
+def _allowed(name: str) -> str:
+    schemes = SCHEMES_BY_SECRET.get(name)
+    return f"a URL that begins with {' or '.join(schemes)}" if schemes else _notation(name).allowed
+
+
+def _given(name: str, environ: Mapping[str, str]) -> str | None:
+    text = environ.get(_variable(name))
+    if text is None or text.strip() or _notation(name).is_empty_a_value:
+        return text
+    return None
+
+
+def _unknown(environ: Mapping[str, str]) -> Iterator[str]:
+    """Name what nobody reads. The values stay unsaid: a misspelt variable may well hold a secret."""
+    known = [_variable(name) for name in Settings.model_fields]
+    known += [f"{_variable(name)}_FILE" for name in SCHEMES_BY_SECRET]
+    for variable in sorted(environ):
+        if variable.startswith(VARIABLES) and variable not in known and not NOT_OURS.fullmatch(variable):
+            close = difflib.get_close_matches(variable, known, n=1, cutoff=0.8)
+            yield f"{variable}: no such setting" + (f"; did you mean {close[0]}?" if close else "")
+
+
+def _missing(environ: Mapping[str, str], needs: Collection[str]) -> Iterator[str]:
+    for name in needs:
+        alternatives = [_variable(name)] + ([f"{_variable(name)}_FILE"] if name in SCHEMES_BY_SECRET else [])
+        if not any(environ.get(variable, "").strip() for variable in alternatives):
+            yield f"{' or '.join(alternatives)}: not set, but required; allowed is {_allowed(name)}"
+
+
+def _problem(location: tuple[int | str, ...], message: str, given: Mapping[str, str]) -> str:
+    if not location:  # from a check of ours across settings
+        return message.removeprefix("Value error, ")
+    name = str(location[0])
+    shown = re.sub("//.*@", "//***@", given[name])  # a URL that went into the wrong variable
+    shown = shown if len(shown) <= MAX_SHOWN else f"{shown[:MAX_SHOWN]}…"
+    return f"{_variable(name)}={shown!r}: allowed is {_allowed(name)}"
+
+
+if __name__ == "__main__":
+    sys.stdout.write(example())

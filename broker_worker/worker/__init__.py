@@ -1,0 +1,1 @@
+"""The core: how a delivery becomes an outcome."""
