@@ -1,0 +1,248 @@
+"""Connections under our own supervision: connect, serve until lost, connect again.
+
+aio-pika's robust connection restores channels behind the user's back, gives up on
+some of them without a word, and has neither backoff nor jitter. Here its plain
+connection is used; whatever was on a connection ends with it and is built anew on
+the next, which is one path for every fault. Channels are aiormq's (`channel.py`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+
+import aio_pika
+import aiormq
+import aiormq.abc
+from aiormq.abc import ChannelFrame
+from aiormq.connection import TCPTransportFactory, TLSTransportFactory, TransportFactory
+from pamqp.heartbeat import Heartbeat
+from yarl import URL
+
+from broker_worker.amqp import safe_decoding
+from broker_worker.amqp.failures import ConnectionUnusableError, describe, is_the_brokers, translated
+from broker_worker.amqp.patience import Reports, keep_up
+from broker_worker.amqp.urls import address, broker_urls
+from broker_worker.errors import BrokerUnavailableError
+from broker_worker.events import ConnectionChanged, Emit
+
+HEARTBEAT = 20  # seconds; the broker closes after two without a sign of life
+CONNECT_DEADLINE = 10.0  # seconds for one host: TCP, TLS and AMQP's opening together
+FLUSH_DEADLINE = 1.5  # seconds for what is already queued to reach the socket
+CLOSE_DEADLINE = 5.0  # seconds for an orderly goodbye, flush included; then the socket is dropped
+
+
+class Connection(aio_pika.Connection):
+    """aio-pika's plain connection that can be closed in bounded time."""
+
+    def __init__(self, url: URL, **kwargs: object) -> None:
+        super().__init__(url, **kwargs)  # type: ignore[arg-type]  # passed through as aio_pika.connect gave them
+        factory = TLSTransportFactory() if url.scheme == "amqps" else TCPTransportFactory()
+        self._socket = _RememberedSocket(factory)
+        self.kwargs["transport_factory"] = self._socket
+
+    @property
+    def wire(self) -> aiormq.abc.AbstractConnection:
+        """The connection below, whose channels are used."""
+        if self.transport is None:
+            raise BrokerUnavailableError("the connection is closed")
+        return self.transport.connection
+
+    @property
+    def is_open(self) -> bool:
+        """Whether it can still be used."""
+        return self.transport is not None and self.transport.connection.is_opened
+
+    async def lost(self) -> str:
+        """Return, with the reason, once the connection is gone."""
+        closing = self.wire.closing
+        await asyncio.wait([closing])
+        error = None if closing.cancelled() else closing.exception()
+        return " ".join(str(error).split()) if error and str(error) else "the connection was lost"
+
+    async def flush(self) -> None:
+        """Wait until everything that was queued so far has been written, or the time is over."""
+        written = asyncio.get_running_loop().create_future()
+        frame = ChannelFrame.marshall(0, [Heartbeat()], drain_future=written)
+        try:
+            async with asyncio.timeout(FLUSH_DEADLINE):
+                await self.wire.write_queue.put(frame)
+                await written
+        except TimeoutError:
+            return  # the socket is stalled: there is nothing more to wait for
+
+    async def close_soon(self) -> None:
+        """Close within `CLOSE_DEADLINE`, also on a socket that takes nothing any more. Never raises."""
+        if self.is_open:
+            await self.flush()
+        # Only the end of the transport wakes those who wait for it: a cancellation alone would wait, too.
+        drop = asyncio.get_running_loop().call_later(CLOSE_DEADLINE - FLUSH_DEADLINE - 0.5, self.abort)
+        try:
+            async with asyncio.timeout(CLOSE_DEADLINE - FLUSH_DEADLINE):
+                with translated("closing"):
+                    await self.close()
+        except (BrokerUnavailableError, TimeoutError):
+            pass  # it is as good as closed: the socket is dropped
+        finally:
+            drop.cancel()
+            self.abort()
+
+    def abort(self) -> None:
+        """Drop the socket without a word."""
+        self._socket.abort()
+
+
+class Link:
+    """One supervised connection: `run` keeps it up and hands it to whoever works on it."""
+
+    def __init__(
+        self, name: str, read_url: Callable[[], str], emit: Emit, *, owner: str = "broker_worker"
+    ) -> None:
+        """Name it consume, publish or dead_letters; `read_url` is asked at every connect."""
+        self.name = name
+        self._read_url = read_url
+        self._emit = emit
+        self._client_name = f"{owner} {name}"
+        self._connection: Connection | None = None
+        self._is_stopped = False
+        self._stopped = asyncio.Event()
+        self._reports = Reports()
+
+    @property
+    def is_up(self) -> bool:
+        """Whether there is a working connection now."""
+        return self._connection is not None and self._connection.is_open
+
+    async def run(self, serve: Callable[[Connection], Awaitable[None]]) -> None:
+        """Connect, let `serve` work until the connection is lost, and again; until cancelled or closed.
+
+        `serve` is cancelled when its connection is gone. BrokerUnavailableError from it
+        means that another connection is needed; any other error ends `run`.
+        """
+        await keep_up(lambda: self._live(serve), self._stopped)
+
+    async def close(self) -> None:
+        """End `run`; within 5 s, also when the broker does not answer."""
+        self._stopped.set()
+        if self._connection is not None:
+            await self._connection.close_soon()
+
+    async def _live(self, serve: Callable[[Connection], Awaitable[None]]) -> None:
+        try:
+            connection = await connect(self._read_url(), self._client_name)
+        except BrokerUnavailableError as error:
+            self._report_down(str(error))
+            raise
+        self._connection = connection
+        self._reports.clear()
+        self._emit(ConnectionChanged(self.name, is_up=True, detail=address(connection.url)))
+        try:
+            await _serve_until_lost(connection, serve)
+        except BrokerUnavailableError as error:
+            if not self._stopped.is_set():
+                self._report_down(str(error))
+                raise
+        finally:
+            self._connection = None
+            await connection.close_soon()
+
+    def _report_down(self, detail: str) -> None:
+        if self._reports.is_due():
+            self._emit(ConnectionChanged(self.name, is_up=False, detail=detail))
+
+
+async def connect(url: str, client_name: str) -> Connection:
+    """Connect to the first host of `url` that answers.
+
+    Raises:
+        BrokerUnavailableError: none does; the text has a reason for each.
+        ConfigurationError: `url` can't be read or is not acceptable.
+    """
+    safe_decoding.install()
+    reasons = []
+    for one in broker_urls(url, heartbeat=HEARTBEAT):
+        try:
+            return await _connect_to(one, client_name)
+        except BrokerUnavailableError as error:
+            reasons.append(str(error))
+    raise BrokerUnavailableError("; ".join(reasons))
+
+
+@asynccontextmanager
+async def connected(url: str, client_name: str) -> AsyncIterator[Connection]:
+    """Connect once, for a command; closes in the end."""
+    connection = await connect(url, client_name)
+    try:
+        yield connection
+    finally:
+        await connection.close_soon()
+
+
+async def _connect_to(url: URL, client_name: str) -> Connection:
+    properties = {"connection_name": client_name, "product": "broker_worker"}
+    connection = Connection(url, client_properties=properties)
+    # Without the drop, a cancelled handshake would still wait for the goodbye of a silent peer.
+    drop = asyncio.get_running_loop().call_later(CONNECT_DEADLINE, connection.abort)
+    try:
+        with translated(address(url)):
+            async with asyncio.timeout(CONNECT_DEADLINE):
+                await connection.connect()
+    except BaseException:
+        connection.abort()
+        await connection.close_soon()
+        raise
+    finally:
+        drop.cancel()
+    return connection
+
+
+async def _serve_until_lost(connection: Connection, serve: Callable[[Connection], Awaitable[None]]) -> None:
+    task = asyncio.current_task()
+    cancels_on_entry = task.cancelling() if task else 0
+    try:
+        async with asyncio.TaskGroup() as group:
+            watch = group.create_task(_raise_when_lost(connection))
+            await serve(connection)
+            watch.cancel()
+    except BaseExceptionGroup as failures:
+        if task and task.cancelling() > cancels_on_entry:  # a group with errors forgets that it was cancelled
+            raise asyncio.CancelledError from failures
+        raise _the_one(failures) from failures
+
+
+async def _raise_when_lost(connection: Connection) -> None:
+    raise BrokerUnavailableError(await connection.lost())
+
+
+def _the_one(failures: BaseExceptionGroup[BaseException]) -> BaseException:
+    """Pick what ends the connection: an error that is not the broker's goes first."""
+    causes = list(_leaves(failures))
+    for cause in causes:
+        if not isinstance(cause, BrokerUnavailableError | ConnectionUnusableError) and not is_the_brokers(
+            cause
+        ):
+            return cause
+    return BrokerUnavailableError(describe(causes[0]))
+
+
+def _leaves(error: BaseException) -> list[BaseException]:
+    if isinstance(error, BaseExceptionGroup):
+        return [leaf for inner in error.exceptions for leaf in _leaves(inner)]
+    return [error]
+
+
+class _RememberedSocket(TransportFactory):
+    """Opens the socket as aiormq does, and keeps a hand on it."""
+
+    def __init__(self, factory: TransportFactory) -> None:
+        self._factory = factory
+        self._writer: asyncio.StreamWriter | None = None
+
+    async def create(self, url: URL, **kwargs: object) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        reader, self._writer = await self._factory.create(url, **kwargs)
+        return reader, self._writer
+
+    def abort(self) -> None:
+        if self._writer is not None:
+            self._writer.transport.abort()

@@ -1,0 +1,174 @@
+"""One arrival of a message, and how its ack reaches the broker."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterator, Mapping
+from functools import cached_property
+
+from pamqp import commands
+from pamqp.header import ContentHeader
+
+from broker_worker.amqp.channel import WRITER_IS_FULL, ConsumingChannel
+from broker_worker.amqp.properties import read_properties
+from broker_worker.amqp.topology import POISON
+from broker_worker.message import Properties
+from broker_worker.task import Poisoning
+
+Arrival = tuple[ConsumingChannel, commands.Basic.Deliver, ContentHeader, bytes]
+
+
+class Acker:
+    """Acks for one channel: gathered during one turn of the event loop, then sent.
+
+    A contiguous run of settled tags goes out as one ack with `multiple`; that ack
+    names a tag that is neither above an unsettled one nor acked before, because
+    the broker would take the first as done and close the channel for the second.
+    """
+
+    def __init__(self, channel: ConsumingChannel, changed: Callable[[], None] | None = None) -> None:
+        """Ack on `channel`, whose deliveries all have to be announced by `delivered`."""
+        self._channel = channel
+        self._changed = changed or (lambda: None)
+        self._lowest = 1  # all tags below are acked
+        self._newest = 0
+        self._settled: set[int] = set()  # to be acked
+        self._acked: set[int] = set()  # acked, above an unsettled one
+        self._flush: asyncio.Handle | None = None
+
+    @property
+    def unsettled(self) -> int:
+        """How many deliveries are not settled: what counts against the prefetch."""
+        return self._newest - self._lowest + 1 - len(self._settled) - len(self._acked)
+
+    def delivered(self, tag: int) -> None:
+        """Note a new delivery; tags come in order."""
+        self._newest = tag
+        self._changed()
+
+    def settle(self, tag: int) -> None:
+        """Ack `tag` within this turn of the loop; nothing happens if that was done or the channel is gone."""
+        if tag < self._lowest or tag > self._newest or tag in self._acked or not self._channel.is_alive:
+            return
+        self._settled.add(tag)
+        self._changed()
+        if self._flush is None:
+            self._flush = self._channel.loop.call_soon(self.flush)
+
+    def release(self, tag: int) -> None:
+        """Give `tag` back to its queue at once, or never: a later ack of more must not pass it by."""
+        if self._channel.is_alive and self._channel.send(commands.Basic.Nack(tag, requeue=True)):
+            self._acked.add(tag)
+
+    def flush(self) -> None:
+        """Send what is settled."""
+        if self._flush is not None:
+            self._flush.cancel()
+            self._flush = None
+        if not self._channel.is_alive:
+            self._settled.clear()
+            return
+        for tag, multiple in list(self._acks()):
+            if not self._channel.send(commands.Basic.Ack(tag, multiple)):
+                self._flush = self._channel.loop.call_later(WRITER_IS_FULL, self.flush)
+                return
+            self._note(tag, multiple=multiple)
+
+    def _acks(self) -> Iterator[tuple[int, bool]]:
+        run = []
+        tag = self._lowest
+        while tag in self._settled or tag in self._acked:
+            if tag in self._settled:
+                run.append(tag)
+            tag += 1
+        if run:
+            yield run[-1], len(run) > 1
+        yield from ((other, False) for other in sorted(self._settled) if other > tag)
+
+    def _note(self, tag: int, *, multiple: bool) -> None:
+        done = {settled for settled in self._settled if settled <= tag} if multiple else {tag}
+        self._settled -= done
+        self._acked |= done
+        while self._lowest in self._acked:
+            self._acked.discard(self._lowest)
+            self._lowest += 1
+
+
+class AmqpDelivery:
+    """One arrival; satisfies `ports.Delivery`. Properties are mapped when they are first asked for."""
+
+    def __init__(self, queue: str, acker: Acker, work_queue: Callable[[str], str], arrival: Arrival) -> None:
+        """Wrap what the channel read; `work_queue` names the work queue of a name."""
+        self.queue = queue
+        self._acker = acker
+        self._work_queue = work_queue
+        self._channel, self._deliver, self._header, self.body = arrival
+
+    @cached_property
+    def properties(self) -> Properties:
+        """What the message travelled with."""
+        return read_properties(self._header)
+
+    @property
+    def redelivered(self) -> bool:
+        """Whether the broker has delivered it before."""
+        return self._deliver.redelivered
+
+    @property
+    def routing_key(self) -> str:
+        """The key by which it came into its queue."""
+        return self._deliver.routing_key or ""
+
+    @property
+    def exchange(self) -> str:
+        """The exchange it was published to, or dead-lettered to, last."""
+        return self._deliver.exchange
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether an ack can still reach the broker."""
+        return self._channel.is_alive
+
+    @property
+    def poisoning(self) -> Poisoning | None:
+        """Why the broker gave this message of a work queue up, if it did."""
+        return read_poisoning(self.routing_key, self.properties.headers, self._work_queue)
+
+    async def ack(self) -> None:
+        """Let the broker forget the message. Never raises, never waits."""
+        self.settle()
+
+    def settle(self) -> None:
+        """Ack without a coroutine."""
+        self._acker.settle(self._deliver.delivery_tag or 0)
+
+    def release(self) -> None:
+        """Give the message back to its queue at once; if the channel is gone, it went back by itself."""
+        self._acker.release(self._deliver.delivery_tag or 0)
+
+
+def read_poisoning(
+    routing_key: str, headers: Mapping[str, object], work_queue: Callable[[str], str]
+) -> Poisoning | None:
+    """Say why the broker dead-lettered a message out of a work queue, if that is what happened.
+
+    Our own dead letters have other keys. Deaths in a delay queue are how a delay
+    ends and mean nothing. A publisher may have written anything into these headers.
+    """
+    name, dot, last = routing_key.rpartition(".")
+    if not dot or last != POISON:
+        return None
+    queue = work_queue(name)
+    for died_in, reason in _deaths(headers):
+        if died_in == queue and isinstance(reason, str) and reason in set(Poisoning):
+            return Poisoning(reason)
+    return None
+
+
+def _deaths(headers: Mapping[str, object]) -> Iterator[tuple[object, object]]:
+    deaths = headers.get("x-death")
+    for death in deaths if isinstance(deaths, list) else []:
+        if isinstance(death, dict):
+            yield death.get("queue"), death.get("reason")
+    yield headers.get("x-last-death-queue"), headers.get("x-last-death-reason")
+    yield headers.get("x-first-death-queue"), headers.get("x-first-death-reason")

@@ -1,0 +1,71 @@
+"""Turn what the client library raises into our errors, each with one line of text."""
+
+from __future__ import annotations
+
+import asyncio
+import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import aiormq
+from aiormq.exceptions import ChannelInvalidStateError
+from pamqp.exceptions import PAMQPException
+
+from broker_worker.errors import BrokerUnavailableError
+
+LIBRARY = (
+    aiormq.AMQPError,
+    ChannelInvalidStateError,
+    PAMQPException,
+    OSError,
+    TimeoutError,
+    EOFError,
+    struct.error,
+)
+
+
+class ConnectionUnusableError(Exception):
+    """The connection looks alive but does not do its work: another one is needed."""
+
+
+@contextmanager
+def translated(what: str) -> Iterator[None]:
+    """Raise BrokerUnavailableError for a failure of the broker or the library inside.
+
+    On the loss of a connection aiormq rejects whoever waits with the cause, which
+    may be `CancelledError` or a bare `Exception`. Only a cancellation of our own
+    task is passed on as one.
+    """
+    task = asyncio.current_task()
+    cancels_on_entry = task.cancelling() if task else 0
+    try:
+        yield
+    except asyncio.CancelledError as error:
+        if task and task.cancelling() > cancels_on_entry:
+            raise
+        raise BrokerUnavailableError(f"{what}: the connection was lost") from error
+    except Exception as error:
+        if not is_the_brokers(error):
+            raise
+        raise BrokerUnavailableError(f"{what}: {describe(error)}") from error
+
+
+def is_the_brokers(error: BaseException) -> bool:
+    """Say whether `error` comes from the broker, the network or the library, and not from a bug of ours."""
+    # a bare Exception and "<Connection …> closed" are how aiormq reports a lost connection
+    return isinstance(error, LIBRARY) or type(error) in (Exception, RuntimeError)
+
+
+def describe(error: BaseException) -> str:
+    """Say in one line what went wrong; never contains the URL's password."""
+    if isinstance(error, aiormq.ProbableAuthenticationError | aiormq.AuthenticationError):
+        return f"access refused (user, password and virtual host are right?): {_text(error)}"
+    if isinstance(error, TimeoutError) and not error.args:
+        return "no answer in time"
+    return _text(error)
+
+
+def _text(error: BaseException) -> str:
+    words = " ".join(str(argument) for argument in error.args if argument not in (None, ""))
+    text = words or type(error).__name__
+    return " ".join(text.split())[:300]

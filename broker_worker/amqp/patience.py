@@ -1,0 +1,73 @@
+"""Try again for ever, with growing jittered pauses, and report a lasting fault once a minute."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+
+from tenacity import AsyncRetrying, retry_if_exception_type, wait_random_exponential
+
+from broker_worker.errors import BrokerUnavailableError
+
+FIRST_PAUSE, LONGEST_PAUSE = 0.5, 30.0  # seconds between tries
+SHORT_LIFE = 30.0  # seconds; what failed sooner than this pauses before it is tried again
+REPORT_INTERVAL = 60.0  # seconds between reports of a fault that lasts
+
+
+async def keep_up(live: Callable[[], Awaitable[None]], stopped: asyncio.Event) -> None:
+    """Run `live` again whenever it raises BrokerUnavailableError, until it returns or `stopped` is set.
+
+    At once where it lived for long, else after a pause. Other errors pass.
+    """
+    is_over = False
+    while not is_over and not stopped.is_set():
+        async for attempt in AsyncRetrying(
+            wait=wait_random_exponential(min=FIRST_PAUSE, max=LONGEST_PAUSE),
+            retry=retry_if_exception_type(BrokerUnavailableError),
+            sleep=lambda seconds: _pause(seconds, stopped),
+            reraise=True,
+        ):
+            with attempt:
+                is_over = stopped.is_set() or await _one_life(live, stopped)
+
+
+async def _one_life(live: Callable[[], Awaitable[None]], stopped: asyncio.Event) -> bool:
+    """Say whether this was the last one; raise if it was too short to go on at once."""
+    began = time.monotonic()
+    try:
+        await live()
+    except BrokerUnavailableError:
+        if stopped.is_set():
+            return True
+        if time.monotonic() - began < SHORT_LIFE:
+            raise
+        return False
+    return True
+
+
+async def _pause(seconds: float, stopped: asyncio.Event) -> None:
+    try:
+        async with asyncio.timeout(seconds):
+            await stopped.wait()
+    except TimeoutError:
+        return
+
+
+class Reports:
+    """Says when a fault that lasts is worth another line: the first time, then once a minute."""
+
+    def __init__(self) -> None:
+        self._last: float | None = None
+
+    def is_due(self) -> bool:
+        """Ask before each report."""
+        now = time.monotonic()
+        if self._last is not None and now - self._last < REPORT_INTERVAL:
+            return False
+        self._last = now
+        return True
+
+    def clear(self) -> None:
+        """Note that the fault is over."""
+        self._last = None

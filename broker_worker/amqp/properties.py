@@ -1,0 +1,137 @@
+"""Our Properties from and to the wire.
+
+Encoding is our own for header values: pamqp sends every float with 32 bits only, so
+that a copy would differ from its original, and can't send `bytes`. It happens before
+anything reaches the connection: what can't be encoded harms nobody else.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Mapping
+from datetime import datetime
+from uuid import uuid4
+
+from pamqp import commands, encode
+from pamqp.header import ContentHeader
+
+from broker_worker.amqp.safe_decoding import BrokenContentHeader
+from broker_worker.errors import PublishError
+from broker_worker.message import Properties
+
+SHORT = 255  # bytes of a short string, which names, keys and most properties are
+PERSISTENT = 2
+TYPE_HEADER = "task-type"  # where the contract looks for a task name that is no short string
+
+
+class EncodedProperties(commands.Basic.Properties):
+    """Properties that are encoded already; the library only needs their `message_id`."""
+
+    encoded: bytes
+
+    def marshal(self) -> bytes:
+        """Return what was encoded."""
+        return self.encoded
+
+
+def read_properties(header: ContentHeader) -> Properties:
+    """Map what arrived."""
+    found = header.properties
+    return Properties(
+        type=found.message_type,
+        message_id=found.message_id,
+        content_type=found.content_type,
+        content_encoding=found.content_encoding,
+        correlation_id=found.correlation_id,
+        reply_to=found.reply_to,
+        expiration=found.expiration,
+        timestamp=found.timestamp,
+        app_id=found.app_id,
+        user_id=found.user_id,
+        headers={
+            name: bytes(value) if isinstance(value, bytearray) else value
+            for name, value in (found.headers or {}).items()
+        },
+        broken=header.broken if isinstance(header, BrokenContentHeader) else None,
+    )
+
+
+def encode_properties(properties: Properties) -> EncodedProperties:
+    """Build what is sent: persistent, under a fresh AMQP message id, never with a user id.
+
+    The id is this publish's own, never the task's: the library matches returns by it.
+
+    Raises:
+        PublishError: a value can't be sent by AMQP; the text names it.
+    """
+    message_id = uuid4().hex
+    headers, short_type = properties.headers, properties.type
+    if short_type is not None and len(short_type.encode(errors="replace")) > SHORT:
+        headers, short_type = {**headers, TYPE_HEADER: short_type}, None
+    plain = commands.Basic.Properties(
+        content_type=properties.content_type,
+        content_encoding=properties.content_encoding,
+        delivery_mode=PERSISTENT,
+        correlation_id=properties.correlation_id,
+        reply_to=properties.reply_to,
+        expiration=properties.expiration,
+        message_id=message_id,
+        timestamp=properties.timestamp,
+        message_type=short_type,
+        app_id=properties.app_id,
+    )
+    encoded = EncodedProperties(message_id=message_id)
+    encoded.encoded = _marshal(plain, headers)
+    return encoded
+
+
+def short(text: str) -> str:
+    """Cut `text` to what a routing key may hold, between two characters."""
+    encoded = text.encode(errors="replace")
+    return text if len(encoded) <= SHORT else encoded[:SHORT].decode(errors="ignore")
+
+
+def _marshal(plain: commands.Basic.Properties, headers: Mapping[str, object]) -> bytes:
+    flags, parts = 0, []
+    for name in plain.attributes():
+        if name == "headers":
+            value: object = headers or None
+        else:
+            value = getattr(plain, name)
+        if value is None or value == "":
+            continue
+        flags |= plain.flags[name]
+        try:
+            parts.append(
+                _table(headers) if name == "headers" else plain.encode_property(name, getattr(plain, name))
+            )
+        except (TypeError, ValueError, struct.error, OverflowError) as error:
+            raise PublishError(f"AMQP can't carry the property {name}: {error}") from error
+    return b"".join((struct.pack(">H", flags), *parts))
+
+
+def _table(headers: Mapping[str, object]) -> bytes:
+    output = b"".join(_key(name) + _field(name, value) for name, value in headers.items())
+    return struct.pack(">I", len(output)) + output
+
+
+def _key(name: str) -> bytes:
+    key = short(name).encode(errors="replace")
+    return bytes((len(key),)) + key
+
+
+def _field(name: str, value: object) -> bytes:
+    try:
+        match value:
+            case float():
+                return b"d" + struct.pack(">d", value)
+            case bytes():
+                return b"x" + struct.pack(">I", len(value)) + value
+            case datetime():
+                return b"T" + struct.pack(">Q", int(value.timestamp()))
+            case _:
+                return encode.encode_table_value(value)  # type: ignore[arg-type]  # raises TypeError for others
+    except (TypeError, ValueError, AttributeError, struct.error, OverflowError, RecursionError) as error:
+        raise PublishError(
+            f"AMQP can't carry the header {name[:80]!r}: {type(error).__name__}: {error}"
+        ) from error

@@ -1,0 +1,176 @@
+"""Confirmed publishing, over a connection of its own.
+
+Every publish is mandatory, persistent and confirmed, under a hard deadline that
+includes the wait for a connection. There is one channel for each exchange: the broker
+answers a missing exchange or a missing right by closing the channel, which then
+hits only those who would have got the same answer. Large bodies have channels of
+their own too, since a body that the broker finds too large also ends its channel.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Awaitable, Callable
+
+import aiormq
+from aiormq.exceptions import DeliveryError
+from aiormq.exceptions import PublishError as ReturnedError
+
+from broker_worker.amqp.channel import OwnChannel, open_channel
+from broker_worker.amqp.connection import Connection, Link
+from broker_worker.amqp.consumer import Declare
+from broker_worker.amqp.failures import translated
+from broker_worker.amqp.properties import EncodedProperties, encode_properties, short
+from broker_worker.amqp.topology import Topology, choose_rung
+from broker_worker.errors import BrokerUnavailableError, PublishError
+from broker_worker.events import Emit, TopologyRepaired
+from broker_worker.outgoing import Kind, Outgoing
+
+DEADLINE = 30.0  # seconds for one publish, the wait for a connection included
+UNCONFIRMED = 200  # publishes at once; more wait, so that trouble shows as latency and not as memory
+LARGE_BODY = 1024 * 1024  # bytes from which on a body has another channel
+FRAME_OVERHEAD = 20  # bytes of a header frame around the properties
+REPAIR_INTERVAL = 1.0  # seconds between two repairs of the topology
+
+
+class Publisher:
+    """Publishes what the outbox holds; satisfies `ports.Publisher`."""
+
+    def __init__(
+        self,
+        link: Link,
+        topology: Topology,
+        *,
+        emit: Emit,
+        declare: Declare | None = None,
+        draw: Callable[[], float] = random.random,
+        deadline: float = DEADLINE,
+    ) -> None:
+        """Publish over `link`; `declare` restores missing exchanges, `None` where that is not allowed."""
+        self._link = link
+        self._topology = topology
+        self._emit = emit
+        self._declare = declare
+        self._draw = draw
+        self._deadline = deadline
+        self._slots = asyncio.BoundedSemaphore(UNCONFIRMED)
+        self._connection: Connection | None = None
+        self._connected = asyncio.Event()
+        self._repair_is_wanted = asyncio.Event()
+        self._channels: dict[tuple[str, bool], _SharedChannel] = {}
+        self._under_way: set[asyncio.Timeout] = set()
+
+    async def run(self) -> None:
+        """Keep the connection up until cancelled or closed."""
+        await self._link.run(self._serve)
+
+    async def close(self) -> None:
+        """Close the connection, within 5 s; `run` returns then."""
+        await self._link.close()
+
+    async def publish(self, outgoing: Outgoing) -> None:
+        """Return once the broker has confirmed `outgoing` and did not return it.
+
+        Raises:
+            PublishError: it was returned, refused, can't be encoded, or was not confirmed
+                within 30 s; it may be sent twice.
+        """
+        properties = encode_properties(outgoing.properties)
+        exchange, routing_key = self._destination(outgoing)
+        what = f"publishing to {exchange or 'the default exchange'} with key {routing_key!r}"
+        try:
+            with translated(what):
+                async with asyncio.timeout(self._deadline), self._slots:
+                    await self._connected.wait()
+                    await self._publish(exchange, routing_key, properties, outgoing.body)
+        except PublishError:
+            raise
+        except BrokerUnavailableError as error:
+            if isinstance(error.__cause__, aiormq.ChannelNotFoundEntity):
+                self._repair_is_wanted.set()
+            raise PublishError(str(error)) from error
+
+    def _destination(self, outgoing: Outgoing) -> tuple[str, str]:
+        match outgoing.kind:
+            case Kind.COPY if outgoing.delay.total_seconds() > 0:
+                rung = choose_rung(outgoing.delay, self._draw(), self._topology.rungs)
+                return self._topology.delay(rung), outgoing.routing_key
+            case Kind.COPY:
+                return self._topology.tasks_exchange, outgoing.routing_key
+            case Kind.DEAD_LETTER:
+                return self._topology.dead_letter_exchange, short(outgoing.routing_key)
+            case Kind.REPLY:
+                return "", outgoing.routing_key
+
+    async def _publish(
+        self, exchange: str, routing_key: str, properties: EncodedProperties, body: bytes
+    ) -> None:
+        connection = self._connection
+        if connection is None:
+            raise BrokerUnavailableError("the connection was lost")
+        if len(properties.encoded) + FRAME_OVERHEAD > connection.wire.connection_tune.frame_max:
+            # the broker ends the whole connection for such a frame
+            raise PublishError(f"the headers have {len(properties.encoded)} bytes, more than AMQP can carry")
+        shared = self._channels.setdefault((exchange, len(body) > LARGE_BODY), _SharedChannel())
+        channel = await shared.get(connection)
+        try:
+            await self._until_lost(
+                channel.basic_publish(
+                    body, exchange=exchange, routing_key=routing_key, properties=properties, mandatory=True
+                )
+            )
+        except ReturnedError as error:
+            raise PublishError(f"returned by the broker: no queue for key {routing_key!r}") from error
+        except DeliveryError as error:
+            raise PublishError(f"refused by the broker: {error}") from error
+
+    async def _until_lost(self, publish: Awaitable[object]) -> None:
+        """Give up when the connection is lost: what waits to be written to a dead one is not told."""
+        under_way = asyncio.timeout(None)
+        try:
+            async with under_way:
+                self._under_way.add(under_way)
+                await publish
+        except TimeoutError as error:
+            if under_way.expired():
+                raise BrokerUnavailableError("the connection was lost") from error
+            raise
+        finally:
+            self._under_way.discard(under_way)
+
+    async def _serve(self, connection: Connection) -> None:
+        self._channels = {}
+        self._connection = connection
+        self._connected.set()
+        try:
+            await self._repair_when_wanted(connection)
+        finally:
+            self._connected.clear()
+            self._connection = None
+            now = asyncio.get_running_loop().time()
+            for under_way in self._under_way:
+                under_way.reschedule(now)
+
+    async def _repair_when_wanted(self, connection: Connection) -> None:
+        while True:
+            await self._repair_is_wanted.wait()
+            if self._declare is not None:
+                for name in await self._declare(connection):
+                    self._emit(TopologyRepaired(name))
+            await asyncio.sleep(REPAIR_INTERVAL)
+            self._repair_is_wanted.clear()
+
+
+class _SharedChannel:
+    """A confirming channel that is opened when it is first needed, and again when it is gone."""
+
+    def __init__(self) -> None:
+        self._channel: OwnChannel | None = None
+        self._opening = asyncio.Lock()
+
+    async def get(self, connection: Connection) -> OwnChannel:
+        async with self._opening:
+            if self._channel is None or not self._channel.is_alive:
+                self._channel = await open_channel(connection.wire, OwnChannel)
+            return self._channel
