@@ -37,11 +37,11 @@ class TopologyRepaired:
 
 @dataclass(frozen=True, slots=True)
 class AttemptStarted:
-    """A handler begins; `waited` is the time since the task was first due."""
+    """A handler begins; `waited` is the time since it was published, where the publisher said when."""
 
     task: TaskId
     attempt: int
-    waited: timedelta
+    waited: timedelta | None
 
 
 @dataclass(frozen=True, slots=True)

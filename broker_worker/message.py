@@ -10,7 +10,7 @@ from __future__ import annotations
 import base64
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from typing import NamedTuple
@@ -98,12 +98,11 @@ class Unidentified:
 
 @dataclass(frozen=True, slots=True)
 class Undecodable:
-    """A message that breaks the contract; `task` where its identity could be read."""
+    """A message that breaks the contract; `message` where at least its identity could be read."""
 
     reason: Reason
     failure: Failure
-    name: str | None = None
-    task: TaskId | None = None
+    message: Message | None = None
 
 
 class ContractError(ValueError):
@@ -131,17 +130,21 @@ def decode(
         task_id = _task_id(properties)
     except ContractError as error:
         return _undecodable(Reason.MALFORMED, str(error))
-    task = TaskId(queue, name, task_id) if task_id else None
+    message = _bare(properties, body, TaskId(queue, name, task_id)) if task_id else None
     if len(body) > max_body_bytes:
         detail = f"the body has {len(body)} bytes, allowed are {max_body_bytes}"
-        return _undecodable(Reason.OVERSIZE, detail, name=name, task=task)
+        return _undecodable(Reason.OVERSIZE, detail, message)
     try:
         _check_encoding(properties)
         not_after, deliver_at = _times(properties, now)
     except ContractError as error:
-        return _undecodable(Reason.MALFORMED, str(error), name=name, task=task)
-    if task is None:
+        return _undecodable(Reason.MALFORMED, str(error), message)
+    if message is None:
         return Unidentified(name)
+    return replace(message, not_after=not_after, deliver_at=deliver_at)
+
+
+def _bare(properties: Properties, body: bytes, task: TaskId) -> Message:
     return Message(
         task=task,
         body=body,
@@ -151,8 +154,6 @@ def decode(
         app_id=properties.app_id,
         user_id=properties.user_id,
         published_at=properties.timestamp,
-        not_after=not_after,
-        deliver_at=deliver_at,
         headers=publisher_headers(properties.headers),
         epoch=_epoch(properties),
     )
@@ -285,10 +286,8 @@ def untag(value: object) -> Scalar:
             raise ContractError(f"a stored property is of an unknown kind: {type(value).__name__}")
 
 
-def _undecodable(
-    reason: Reason, detail: str, *, name: str | None = None, task: TaskId | None = None
-) -> Undecodable:
-    return Undecodable(reason, Failure(error_type="ContractError", message=detail), name, task)
+def _undecodable(reason: Reason, detail: str, message: Message | None = None) -> Undecodable:
+    return Undecodable(reason, Failure(error_type="ContractError", message=detail), message)
 
 
 def _name(properties: Properties, default: str | None) -> str:

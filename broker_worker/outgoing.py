@@ -43,3 +43,11 @@ def copy_outgoing(message: Message, *, epoch: int, attempt: int, delay: timedelt
         body=message.body,
         delay=delay,
     )
+
+
+@dataclass(frozen=True, slots=True)
+class Owed:
+    """A row of the outbox, taken to be published."""
+
+    id: int
+    outgoing: Outgoing

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Protocol
+from uuid import UUID
 
+from broker_worker.dead_letter import DeadLetter
 from broker_worker.message import Properties
-from broker_worker.outgoing import Outgoing
-from broker_worker.step import Claim
-from broker_worker.task import Holder, Poisoning
+from broker_worker.outcome import Outcome
+from broker_worker.outgoing import Outgoing, Owed
+from broker_worker.step import Claim, Met
+from broker_worker.task import Arrival, Holder, Poisoning
 
 
 class Delivery(Protocol):
@@ -76,3 +81,81 @@ class Memory(Protocol):
 
     def adopt(self, key: int, epoch: int, delivery: Delivery) -> None:
         """Let `delivery` take the place of the one that a run lost with its channel."""
+
+
+class TaskStore(Protocol):
+    """The inbox: every answer is given after its commit."""
+
+    async def arrive(self, arrival: Arrival, delivery: Delivery) -> Met:
+        """Decide what a delivery means and commit what follows, a claim among it. Repeatable.
+
+        Raises:
+            StoreUnavailableError: whether it was written is not known.
+            StoreDataError: a value of this message can't be stored.
+        """
+
+    async def record(self, claim: Claim, outcome: Outcome) -> bool:
+        """Commit an outcome and all it owes; `False` if the claim is lost. Repeatable.
+
+        Raises:
+            StoreUnavailableError: whether it was written is not known.
+            StoreDataError: a value of this outcome can't be stored.
+        """
+
+    async def bury(self, letter: DeadLetter, *, is_published: bool = False) -> None:
+        """Keep a message that is no task as a dead letter; `is_published`: it came as one.
+
+        Raises:
+            StoreUnavailableError: whether it was written is not known.
+        """
+
+
+class Outbox(Protocol):
+    """What is owed to the world, until the broker confirmed it."""
+
+    async def take(self, limit: int) -> list[Owed]:
+        """Take at most `limit` rows that are due, of a dead worker, or left lying, for two minutes."""
+
+    async def delete(self, ids: Sequence[int]) -> None:
+        """Forget what the broker has confirmed."""
+
+    async def put_back(self, ids: Sequence[int]) -> None:
+        """Leave rows that could not be published to any relay, later and later."""
+
+
+@dataclass(frozen=True, slots=True)
+class Beat:
+    """How often a worker that is not dead had beaten when it was looked at."""
+
+    worker: UUID
+    beat: int
+
+
+class Workers(Protocol):
+    """The rows of workers."""
+
+    async def beat(self, idle: Mapping[str, float]) -> list[Beat]:
+        """Beat once, and look at all workers that are not dead; `idle` is seconds of free prefetch by queue.
+
+        Raises:
+            DeclaredDeadError: another worker found this one dead.
+        """
+
+    async def declare_dead(self, beat: Beat) -> bool:
+        """Declare a worker dead if it has not beaten since."""
+
+
+class Rescues(Protocol):
+    """Tasks that nobody holds; each answers how many it moved, a bounded number a turn."""
+
+    async def rescue(self) -> int:
+        """Re-emit what runs under dead workers and has its body in the database."""
+
+    async def reemit_overdue(self) -> int:
+        """Send waiting tasks again whose copy should have come long ago."""
+
+    async def release_forgotten(self, known: Collection[int]) -> int:
+        """Release what runs under our own id, has its body in the database, and is not in `known`."""
+
+    async def bury_lost(self) -> int:
+        """End what runs under workers dead for hours without a body."""

@@ -54,6 +54,14 @@ class Claim:
 
 
 @dataclass(frozen=True, slots=True)
+class Met:
+    """The decision about a delivery, committed; with the claim where it leads to a run."""
+
+    decision: Decision
+    claim: Claim | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class AttemptRecord:
     """One row of `attempts`: a run that did not succeed, under the worker that ran it."""
 

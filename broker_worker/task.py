@@ -11,6 +11,7 @@ from datetime import datetime, timedelta
 from enum import Enum, StrEnum, auto
 from uuid import UUID
 
+from broker_worker.failure import Refusal
 from broker_worker.message import Message, TaskId
 from broker_worker.outcome import Failure, Reason
 
@@ -60,10 +61,11 @@ TRANSITIONS: dict[TaskState, frozenset[TaskState]] = {
 
 
 class Poisoning(StrEnum):
-    """Why the broker itself dead-lettered a message of a work queue."""
+    """Why the broker itself gave a message of a work queue up."""
 
     DELIVERY_LIMIT = "delivery_limit"
     EXPIRED = "expired"
+    UNROUTABLE = "unroutable"  # not given up, but led to no queue
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,14 +114,6 @@ class Lane(Enum):
     HELD = auto()  # by this delivery
     FREE = auto()
     BUSY = auto()
-
-
-@dataclass(frozen=True, slots=True)
-class Refusal:
-    """Why a message can't be run as things are."""
-
-    reason: Reason
-    failure: Failure
 
 
 @dataclass(frozen=True, slots=True)

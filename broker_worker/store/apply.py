@@ -16,21 +16,13 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from broker_worker.dead_letter import DeadLetter, letter_key, letter_outgoing
 from broker_worker.message import TaskId
-from broker_worker.outgoing import LONGEST_DELAY, Kind, Outgoing, copy_outgoing
+from broker_worker.outgoing import LONGEST_DELAY, Kind, Outgoing, Owed, copy_outgoing
 from broker_worker.reply import reply_outgoing
 from broker_worker.step import Copy, Step
 from broker_worker.store.rows import dump, dump_record
 from broker_worker.task import TERMINAL, Task, TaskState
 
 PROMPTNESS = timedelta(minutes=2)  # how long the worker that wrote an outbox row has it to itself
-
-
-@dataclass(frozen=True, slots=True)
-class Owed:
-    """A row of the outbox that its writer publishes right away."""
-
-    id: int
-    outgoing: Outgoing
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,8 +13,8 @@ from sqlalchemy import Row, text
 from broker_worker.dead_letter import DeadLetter, carried_properties, letter_outgoing
 from broker_worker.message import Properties, TaskId, from_record
 from broker_worker.outcome import Failure, Reason
-from broker_worker.outgoing import Kind, Outgoing, copy_outgoing
-from broker_worker.store.apply import PROMPTNESS, Owed
+from broker_worker.outgoing import Kind, Outgoing, Owed, copy_outgoing
+from broker_worker.store.apply import PROMPTNESS
 from broker_worker.store.database import Database
 
 LONGEST_PAUSE = timedelta(minutes=5)  # between two tries of a row that can't be published

@@ -11,8 +11,9 @@ from sqlalchemy import Row, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from broker_worker.message import Message
+from broker_worker.outgoing import Owed
 from broker_worker.step import Step, step_of_loss, step_of_orphan, step_of_overdue, step_of_rescue
-from broker_worker.store.apply import Owed, apply
+from broker_worker.store.apply import apply
 from broker_worker.store.database import Database
 from broker_worker.store.rows import COLUMNS, to_message, to_task
 from broker_worker.task import Task

@@ -14,11 +14,11 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from broker_worker.dead_letter import DeadLetter
 from broker_worker.message import TaskId
 from broker_worker.outcome import Outcome, Succeeded
+from broker_worker.outgoing import Owed
 from broker_worker.ports import Delivery, Memory
 from broker_worker.reply import reply_outgoing
-from broker_worker.step import Claim, conflict_letter, new_row, step_of_decision, step_of_outcome
+from broker_worker.step import Claim, Met, conflict_letter, new_row, step_of_decision, step_of_outcome
 from broker_worker.store.apply import (
-    Owed,
     apply,
     insert_letters,
     insert_outbox,
@@ -58,14 +58,6 @@ class Ending:
 
     claim: Claim
     outcome: Outcome
-
-
-@dataclass(frozen=True, slots=True)
-class Met:
-    """The decision about a delivery, committed; with the claim where it leads to a run."""
-
-    decision: Decision
-    claim: Claim | None = None
 
 
 class TaskStore:
@@ -127,15 +119,15 @@ class TaskStore:
             return await self._successes.write(Ending(claim, outcome))
         return await self._endings.write(Ending(claim, outcome))
 
-    async def bury(self, letter: DeadLetter) -> None:
-        """Keep a message that is no task as a dead letter.
+    async def bury(self, letter: DeadLetter, *, is_published: bool = False) -> None:
+        """Keep a message that is no task as a dead letter; `is_published`: it came as one.
 
         Raises:
             StoreUnavailableError: Postgres can't; whether it was written is not known.
         """
         async with self._database.transaction() as connection:
             inserted = await insert_letters(connection, self._schema, [letter], worker=self._worker)
-            rows = [letter_row(letter, self._worker)] if inserted else []
+            rows = [letter_row(letter, self._worker)] if inserted and not is_published else []
             owed = await insert_outbox(connection, self._schema, rows, worker=self._worker)
         self._owed(owed)
 

@@ -4,21 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
 from uuid import UUID
 
 from sqlalchemy import text
 
 from broker_worker.errors import DeclaredDeadError
+from broker_worker.ports import Beat
 from broker_worker.store.database import Database
-
-
-@dataclass(frozen=True, slots=True)
-class Beat:
-    """How often a worker that is not dead had beaten when it was looked at."""
-
-    worker: UUID
-    beat: int
 
 
 class WorkerStore:

@@ -1,0 +1,1 @@
+"""Background services: each has one turn, `run_once`, and is run by `every`."""

@@ -1,0 +1,69 @@
+"""Beats, and notices whose beat stands still: death is a row, not a clock."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping
+from datetime import timedelta
+from uuid import UUID
+
+from broker_worker.errors import DeclaredDeadError
+from broker_worker.events import Emit, ServiceWorked
+from broker_worker.ports import Beat, Clock, Rescues, Workers
+
+INTERVAL = timedelta(seconds=3)
+DEAD_AFTER = timedelta(seconds=15)  # of an unchanged beat, seen with a working database all the while
+LONGEST_GAP = timedelta(seconds=8)  # between two looks; a longer one proves nothing about the others
+
+
+class Heartbeat:
+    """One turn beats, looks at the others, and releases what this process has forgotten it runs."""
+
+    def __init__(
+        self,
+        workers: Workers,
+        rescues: Rescues,
+        *,
+        clock: Clock,
+        emit: Emit,
+        idle: Callable[[], Mapping[str, float]],
+        running: Callable[[], Collection[int]],
+        on_death: Callable[[str], None],
+    ) -> None:
+        """Ask `idle` for seconds of free prefetch by queue, `running` for the keys of tasks run here."""
+        self._workers = workers
+        self._rescues = rescues
+        self._clock = clock
+        self._emit = emit
+        self._idle = idle
+        self._running = running
+        self._on_death = on_death
+        self._seen: dict[UUID, tuple[int, float]] = {}
+        self._looked_at: float | None = None
+
+    async def run_once(self) -> None:
+        """Beat once."""
+        try:
+            beats = await self._workers.beat(self._idle())
+        except DeclaredDeadError as error:
+            self._on_death(str(error))
+            return
+        for still in self._stand_still(beats, self._clock.monotonic()):
+            if await self._workers.declare_dead(still):
+                self._emit(ServiceWorked("heartbeat", "declared_dead", 1))
+        released = await self._rescues.release_forgotten(self._running())
+        if released:
+            self._emit(ServiceWorked("heartbeat", "released_forgotten", released))
+
+    def _stand_still(self, beats: Collection[Beat], now: float) -> list[Beat]:
+        """Find the workers whose beat is the same for long enough, by our own clock."""
+        if self._looked_at is None or now - self._looked_at > LONGEST_GAP.total_seconds():
+            self._seen = {}  # the database was away, or we were: the others could not beat either
+        self._looked_at = now
+        seen = {}
+        for beat in beats:
+            before = self._seen.get(beat.worker)
+            is_same = before is not None and before[0] == beat.beat
+            seen[beat.worker] = before if is_same and before is not None else (beat.beat, now)
+        self._seen = seen
+        limit = DEAD_AFTER.total_seconds()
+        return [beat for beat in beats if now - seen[beat.worker][1] >= limit]

@@ -1,0 +1,94 @@
+"""Publishes the outbox: what this process has just written at once, and what others left."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable, Sequence
+
+from broker_worker.errors import PublishError, StoreUnavailableError
+from broker_worker.events import Emit, PublishFailed, ServiceWorked
+from broker_worker.outgoing import Owed
+from broker_worker.ports import Outbox, Publisher
+
+IN_FLIGHT = 200  # unconfirmed publishes at once
+REMEMBERED = 1000  # messages kept in memory; the rest is found again in the database
+
+
+class Relay:
+    """A row is deleted once the broker has confirmed it; a crash in between sends it twice."""
+
+    def __init__(self, outbox: Outbox, publisher: Publisher, *, emit: Emit) -> None:
+        self._outbox = outbox
+        self._publisher = publisher
+        self._emit = emit
+        self._waiting: deque[Owed] = deque()
+        self._confirmed: list[int] = []
+        self._refused: list[int] = []
+        self._publishing = 0
+        self._work = asyncio.Event()
+        self._results = asyncio.Event()
+
+    def promptly(self, owed: Sequence[Owed]) -> None:
+        """Publish rows that this process has just committed; what does not fit into memory waits for `run_once`."""
+        room = REMEMBERED - len(self._waiting)
+        self._waiting.extend(owed[:room])
+        self._work.set()
+
+    async def run_once(self) -> None:
+        """Take what is due, left by a dead worker, or left lying."""
+        room = IN_FLIGHT - len(self._waiting) - self._publishing
+        if room <= 0:
+            return
+        taken = await self._outbox.take(room)
+        if taken:
+            self.promptly(taken)
+            self._emit(ServiceWorked("relay", "taken", len(taken)))
+
+    async def run(self) -> None:
+        """Publish and settle until cancelled."""
+        async with asyncio.TaskGroup() as publishes:
+            publishes.create_task(self._settle())
+            free = asyncio.Semaphore(IN_FLIGHT)
+            while True:
+                await self._work.wait()
+                while self._waiting:
+                    await free.acquire()
+                    publishes.create_task(self._publish(self._waiting.popleft(), free.release))
+                self._work.clear()
+
+    async def drain(self) -> None:
+        """Return once nothing is left to publish from memory; for the end of a worker."""
+        while self._waiting or self._publishing or self._confirmed or self._refused:
+            self._results.set()
+            await asyncio.sleep(0.02)
+
+    async def _publish(self, owed: Owed, release: Callable[[], None]) -> None:
+        self._publishing += 1
+        try:
+            await self._publisher.publish(owed.outgoing)
+        except PublishError as error:
+            self._refused.append(owed.id)
+            self._emit(PublishFailed(owed.outgoing.kind, owed.outgoing.routing_key, str(error)))
+        else:
+            self._confirmed.append(owed.id)
+        finally:
+            self._publishing -= 1
+            release()
+            self._results.set()
+
+    async def _settle(self) -> None:
+        """Delete what is confirmed and put back what is refused, in batches that fill meanwhile."""
+        while True:
+            await self._results.wait()
+            self._results.clear()
+            confirmed, self._confirmed = self._confirmed, []
+            refused, self._refused = self._refused, []
+            try:
+                if confirmed:
+                    await self._outbox.delete(confirmed)
+                if refused:
+                    await self._outbox.put_back(refused)
+            except StoreUnavailableError:
+                # not deleted: sent again after two minutes, and known as a duplicate where it arrives
+                continue
