@@ -1,0 +1,257 @@
+from __future__ import annotations
+
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from broker_worker.errors import ConfigurationError
+from broker_worker.notation import Address, parse_duration, parse_size, show_duration, show_size
+from broker_worker.settings import DeadLetters, LogLevel, Settings, example
+
+EXAMPLE = Path(__file__).parents[2] / "config" / "worker.env.example"
+
+
+def variables(**values: str) -> dict[str, str]:
+    return {f"BROKER_WORKER_{name}": value for name, value in values.items()}
+
+
+def problems(*needs: str, **values: str) -> list[str]:
+    with pytest.raises(ConfigurationError) as caught:
+        Settings.load(variables(**values), needs=needs)
+    return str(caught.value).splitlines()
+
+
+def test_every_setting_has_a_default() -> None:
+    settings = Settings.load({})
+
+    assert settings.queues == {"default": 16}
+    assert settings.retry_delay == timedelta(seconds=5)
+    assert settings.dead_letter_retention is None
+    assert settings.http_bind == Address("0.0.0.0", 8080)
+    assert not settings.amqp_url.is_set
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("30", timedelta(seconds=30)),
+        ("250ms", timedelta(milliseconds=250)),
+        ("5m", timedelta(minutes=5)),
+        ("2h", timedelta(hours=2)),
+        ("7d", timedelta(days=7)),
+        ("1.5h", timedelta(minutes=90)),
+    ],
+)
+def test_a_duration_has_a_unit_or_is_in_seconds(text: str, value: timedelta) -> None:
+    assert Settings.load(variables(TASK_TIMEOUT=text)).task_timeout == value
+
+
+@pytest.mark.parametrize(
+    ("text", "value"), [("1MiB", 2**20), ("64KiB", 2**16), ("1000000", 10**6), ("2mb", 2 * 10**6)]
+)
+def test_a_size_has_a_unit_or_is_in_bytes(text: str, value: int) -> None:
+    assert Settings.load(variables(MAX_BODY_BYTES=text)).max_body_bytes == value
+
+
+@given(st.integers(0, 10**10))
+def test_a_shown_duration_reads_as_the_same(milliseconds: int) -> None:
+    value = timedelta(milliseconds=milliseconds)
+
+    assert parse_duration(show_duration(value)) == value
+
+
+@given(st.integers(0, 2**48))
+def test_a_shown_size_reads_as_the_same(value: int) -> None:
+    assert parse_size(show_size(value)) == value
+
+
+def test_queues_name_their_concurrency_or_get_sixteen() -> None:
+    assert Settings.load(variables(QUEUES="email:8, reports")).queues == {"email": 8, "reports": 16}
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("127.0.0.1:0", Address("127.0.0.1", 0)),
+        ("[::1]:8080", Address("::1", 8080)),
+        ("off", None),
+        ("", None),
+    ],
+)
+def test_http_bind_is_an_address_or_off(text: str, value: Address | None) -> None:
+    assert Settings.load(variables(HTTP_BIND=text)).http_bind == value
+
+
+def test_choices_ignore_case() -> None:
+    settings = Settings.load(variables(LOG_LEVEL="WARNING", DEAD_LETTERS="Queue"))
+
+    assert (settings.log_level, settings.dead_letters) == (LogLevel.WARNING, DeadLetters.QUEUE)
+
+
+def test_an_empty_variable_counts_as_not_set() -> None:
+    assert Settings.load(variables(MAX_ATTEMPTS="", AMQP_URL=" ")).max_attempts == 12
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("QUEUES", "email:0"),
+        ("QUEUES", "email:1001"),
+        ("QUEUES", "e.mail:1"),
+        ("QUEUES", "email:1,email:2"),
+        ("QUEUES", ","),
+        ("TASK_TIMEOUT", "0"),
+        ("TASK_TIMEOUT", "5 minutes"),
+        ("TASK_TIMEOUT", "-1s"),
+        ("TASK_TIMEOUT", "٣s"),
+        ("TASK_TIMEOUT", "999999999999d"),
+        ("MAX_ATTEMPTS", "1001"),
+        ("MAX_ATTEMPTS", "nan"),
+        ("MAX_BODY_BYTES", "129MiB"),
+        ("MAX_BODY_BYTES", "0"),
+        ("DATABASE_POOL_SIZE", "0"),
+        ("DECLARE", "maybe"),
+        ("PREFIX", "b.w"),
+        ("DATABASE_SCHEMA", "Broker Worker"),
+        ("DATABASE_SCHEMA", "pg_temp"),
+        ("HTTP_BIND", "::1:8080"),
+        ("HTTP_BIND", "localhost"),
+        ("HTTP_BIND", "localhost:65536"),
+        ("HANDLERS", "app/handlers.py"),
+        ("LOG_FORMAT", "xml"),
+    ],
+)
+def test_a_wrong_value_is_one_line_with_the_variable_the_value_and_what_is_allowed(
+    name: str, text: str
+) -> None:
+    lines = problems(**{name: text})
+
+    assert len(lines) == 1
+    assert lines[0].startswith(f"BROKER_WORKER_{name}={text!r}: allowed is ")
+
+
+def test_every_problem_is_told_at_once() -> None:
+    assert len(problems("handlers", DECLARE="maybe", PREFIX="b.w", AMQP_URL="http://x", QUEUE="x")) == 5
+
+
+def test_an_unknown_variable_is_refused_with_a_guess_and_without_its_value() -> None:
+    assert problems(AMQP_UR="amqp://user:secret@host") == [
+        "BROKER_WORKER_AMQP_UR: no such setting; did you mean BROKER_WORKER_AMQP_URL?"
+    ]
+
+
+@pytest.mark.parametrize("name", ["PORT", "PORT_80_TCP", "SERVICE_HOST", "LOCAL_RABBITMQ", "FAILPOINT"])
+def test_variables_that_others_set_are_ignored(name: str) -> None:
+    assert repr(Settings.load(variables(**{name: "tcp://10.0.0.1:80"}))) == repr(Settings.load({}))
+
+
+def test_a_needed_setting_that_is_absent_is_named_with_its_alternatives() -> None:
+    (line,) = problems("amqp_url")
+
+    assert line.startswith("BROKER_WORKER_AMQP_URL or BROKER_WORKER_AMQP_URL_FILE: not set")
+
+
+def test_a_password_in_the_wrong_variable_is_masked() -> None:
+    (line,) = problems(HANDLERS="amqp://user:sec/r@t@host")
+
+    assert "sec" not in line
+    assert "//***@host" in line
+
+
+def test_a_wrong_url_is_refused_without_its_text() -> None:
+    (line,) = problems(DATABASE_URL="mysql://user:secret@host")
+
+    assert (
+        line == "BROKER_WORKER_DATABASE_URL: allowed is a URL that begins with postgres:// or postgresql://"
+    )
+
+
+def test_a_secret_shows_in_no_representation() -> None:
+    settings = Settings.load(variables(AMQP_URL="amqp://user:secret@host"))
+
+    assert "secret" not in f"{settings!r} {settings} {settings.amqp_url} {settings.model_dump()}"
+    assert settings.amqp_url.reveal() == "amqp://user:secret@host"
+
+
+def test_a_secret_from_a_file_is_read_anew_each_time(tmp_path: Path) -> None:
+    path = tmp_path / "url"
+    path.write_text("amqp://old\n")
+    settings = Settings.load(variables(AMQP_URL_FILE=str(path)))
+
+    path.write_text("amqp://new\n")
+
+    assert settings.amqp_url.reveal() == "amqp://new"
+
+
+def test_a_secret_that_is_given_twice_is_refused(tmp_path: Path) -> None:
+    (line,) = problems(AMQP_URL="amqp://secret", AMQP_URL_FILE=str(tmp_path / "url"))
+
+    assert (
+        line == "BROKER_WORKER_AMQP_URL and BROKER_WORKER_AMQP_URL_FILE are both set; allowed is one of them"
+    )
+
+
+@pytest.mark.parametrize("content", [None, b"", b"\xff"])
+def test_a_secret_file_that_can_not_be_read_is_one_line(tmp_path: Path, content: bytes | None) -> None:
+    path = tmp_path / "url"
+    if content is not None:
+        path.write_bytes(content)
+
+    (line,) = problems(AMQP_URL_FILE=str(path))
+
+    assert line.startswith(f"BROKER_WORKER_AMQP_URL_FILE={str(path)!r}: ")
+
+
+def test_an_absent_secret_says_so_when_it_is_asked_for() -> None:
+    with pytest.raises(ConfigurationError, match="BROKER_WORKER_AMQP_URL is not set"):
+        Settings.load({}).amqp_url.reveal()
+
+
+@pytest.mark.parametrize("query", ["no_verify_ssl=1", "heartbeat=5&no_verify_ssl=true", "verify=verify_none"])
+def test_a_url_that_trusts_anyone_is_refused_unless_allowed(query: str) -> None:
+    url = f"amqps://host/?{query}"
+
+    (line,) = problems(AMQP_URL=url)
+
+    assert line.startswith("BROKER_WORKER_AMQP_URL turns the verification of certificates off")
+    assert Settings.load(variables(AMQP_URL=url, ALLOW_INSECURE="true")).allow_insecure
+
+
+@pytest.mark.parametrize("query", ["no_verify_ssl=0", "verify=verify_peer", "cafile=/ca.pem"])
+def test_a_url_that_verifies_is_accepted(query: str) -> None:
+    assert Settings.load(variables(AMQP_URL=f"amqps://host/?{query}")).amqp_url.is_set
+
+
+def test_the_first_delay_may_not_be_longer_than_the_longest() -> None:
+    assert problems(RETRY_DELAY="2h") == [
+        "BROKER_WORKER_RETRY_DELAY is 2h, allowed is at most BROKER_WORKER_RETRY_MAX_DELAY, 1h"
+    ]
+
+
+def test_settings_are_frozen() -> None:
+    with pytest.raises(ValueError, match="frozen"):
+        Settings.load({}).prefix = "other"  # type: ignore[misc]
+
+
+def test_nothing_but_the_given_variables_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BROKER_WORKER_PREFIX", "other")
+
+    assert Settings.load({}).prefix == "bw"
+
+
+def test_the_example_file_agrees_with_the_class() -> None:
+    assert EXAMPLE.read_text() == example()
+
+
+def test_the_example_file_can_be_used_as_it_is() -> None:
+    lines = [line.lstrip("#") for line in EXAMPLE.read_text().splitlines() if "BROKER_WORKER_" in line]
+    given = dict(line.split("=", 1) for line in lines if line.startswith("BROKER_WORKER_"))
+
+    settings = Settings.load(given, needs=["amqp_url", "database_url", "handlers"])
+
+    assert {name: v for name, v in settings if "url" not in name and name != "handlers"} == {
+        name: v for name, v in Settings.load({}) if "url" not in name and name != "handlers"
+    }
