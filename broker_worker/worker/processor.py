@@ -67,7 +67,7 @@ class Prepared:
 class Processor:
     """Carries deliveries to a settled outcome; one for all queues of a process."""
 
-    def __init__(  # noqa: PLR0913 - all that the path needs of the world, by name
+    def __init__(
         self,
         *,
         registry: Registry,

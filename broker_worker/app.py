@@ -1,0 +1,285 @@
+"""Settings and handlers become a running daemon: the only file that knows everyone."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import signal
+import socket
+import sys
+import threading
+from collections.abc import Awaitable, Callable
+from datetime import timedelta
+from functools import partial
+from importlib.metadata import version
+from typing import cast
+from uuid import UUID, uuid4
+
+from broker_worker.amqp.connection import Connection, Link
+from broker_worker.amqp.consumer import Consumption, Declare, Subscription
+from broker_worker.amqp.declaration import declare
+from broker_worker.amqp.delivery import AmqpDelivery
+from broker_worker.amqp.publisher import Publisher
+from broker_worker.amqp.topology import Topology
+from broker_worker.clock import SystemClock
+from broker_worker.events import Emit
+from broker_worker.handler import Limits
+from broker_worker.ports import Delivery
+from broker_worker.registry import Registry
+from broker_worker.retry import RetryPolicy
+from broker_worker.services.heartbeat import INTERVAL as BEAT_INTERVAL
+from broker_worker.services.heartbeat import Heartbeat
+from broker_worker.services.periodic import every
+from broker_worker.services.relay import Relay
+from broker_worker.services.rescuer import INTERVAL as RESCUE_INTERVAL
+from broker_worker.services.rescuer import Rescuer
+from broker_worker.settings import DeadLetters, Settings, StorePayloads
+from broker_worker.store.database import Database
+from broker_worker.store.letters import LetterStore
+from broker_worker.store.outbox import OutboxStore
+from broker_worker.store.rescue import RescueStore
+from broker_worker.store.schema import check_schema, migrate
+from broker_worker.store.tasks import TaskStore
+from broker_worker.store.workers import WorkerStore
+from broker_worker.worker.daemon import Daemon, Parts, Signals
+from broker_worker.worker.executor import Executor
+from broker_worker.worker.intake import Intake
+from broker_worker.worker.letters import LetterDelivery, LetterReader
+from broker_worker.worker.processor import Processor, Rules
+from broker_worker.worker.runs import Runs
+from broker_worker.worker.slots import Slots
+
+RELAY_INTERVAL = timedelta(seconds=1)
+LETTER_PREFETCH = 32  # dead letters at once: each is one small transaction
+RELEASE = version("broker-worker")
+
+
+class App:
+    """The object graph of one process."""
+
+    def __init__(self, settings: Settings, registry: Registry, *, emit: Emit) -> None:
+        self.settings = settings
+        self.registry = registry
+        self.emit = emit
+        self.worker: UUID = uuid4()
+        self.name = f"{socket.gethostname()}:{os.getpid()}"
+        self.clock = SystemClock()
+        self.signals = Signals()
+        self.runs = Runs()
+        self.limits = Limits(
+            RetryPolicy(settings.max_attempts, settings.retry_delay, settings.retry_max_delay),
+            settings.task_timeout,
+        )
+        self._build_stores()
+        self._build_broker()
+        self._build_core()
+        self._build_services()
+
+    async def run(self) -> int:
+        """Serve until a signal; the exit code."""
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self.signals.ask, signal.Signals(number).name)
+        return await self.daemon.run()
+
+    # --- what it is made of ----------------------------------------------------------
+
+    def _build_stores(self) -> None:
+        settings = self.settings
+        reveal, schema = settings.database_url.reveal, settings.database_schema
+        self.database = Database.open(reveal, schema=schema, pool_size=settings.database_pool_size)
+        # the beat has a connection that nothing else can take
+        self.beat_database = Database.open(reveal, schema=schema, pool_size=1)
+        self.outbox = OutboxStore(self.database, worker=self.worker)
+        self.workers = WorkerStore(self.beat_database, worker=self.worker)
+
+    def _build_broker(self) -> None:
+        settings = self.settings
+        self.topology = Topology(settings.prefix, tuple(settings.queues))
+        declare_missing = self._declare if settings.declare else None
+        self.publisher = Publisher(
+            self._link("publish"), self.topology, emit=self.emit, declare=declare_missing
+        )
+        self.relay = Relay(self.outbox, self.publisher, emit=self.emit)
+        self._declare_missing: Declare | None = declare_missing
+
+    def _build_core(self) -> None:
+        settings = self.settings
+        self.tasks = TaskStore(
+            self.database,
+            worker=self.worker,
+            memory=self.runs,
+            owed=self.relay.promptly,
+            grace=settings.unknown_task_grace,
+            keeps_payloads=settings.store_payloads is StorePayloads.ALL,
+        )
+        self.executor = Executor(
+            limits=self.limits,
+            threads=sum(settings.queues.values()),
+            max_result_bytes=settings.max_result_bytes,
+            random=random.random,
+        )
+        self.processor = Processor(
+            registry=self.registry,
+            rules=Rules(self.limits, settings.max_body_bytes, tuple(settings.queues), settings.reply_to),
+            tasks=self.tasks,
+            publisher=self.publisher,
+            executor=self.executor,
+            runs=self.runs,
+            clock=self.clock,
+            random=random.random,
+            emit=self.emit,
+        )
+        self.slots = {queue: Slots(concurrency) for queue, concurrency in settings.queues.items()}
+        self.intake = self._intake("work", self._process)
+        self.consumption = self._consumption("consume", self._work_queues(), self.intake)
+
+    def _build_services(self) -> None:
+        rescues = RescueStore(self.database, worker=self.worker, owed=self.relay.promptly)
+        heartbeat = Heartbeat(
+            self.workers,
+            RescueStore(self.beat_database, worker=self.worker, owed=self.relay.promptly),
+            clock=self.clock,
+            emit=self.emit,
+            idle=self._idle,
+            running=self.runs.keys,
+            on_death=self.signals.fail,
+        )
+        rescuer = Rescuer(rescues, emit=self.emit)
+        consumptions, intakes = [self.consumption], [self.intake]
+        if letters := self._letter_queues():
+            reader = self._letter_reader()
+            letter_intake = self._intake(
+                "dead_letters", lambda each: reader.process(cast(LetterDelivery, each))
+            )
+            intakes.append(letter_intake)
+            consumptions.append(self._consumption("dead_letters", letters, letter_intake))
+        self.consumptions = consumptions
+        parts = Parts(
+            prepare=self._prepare,
+            writers=(self.tasks.run, self.publisher.run, self.relay.run),
+            services=(
+                self._service("heartbeat", BEAT_INTERVAL, heartbeat.run_once),
+                self._service("rescuer", RESCUE_INTERVAL, rescuer.run_once),
+                self._service("relay", RELAY_INTERVAL, self.relay.run_once),
+            ),
+            consumptions=consumptions,
+            intakes=intakes,
+            publish_rest=self.relay.drain,
+            leave=self.workers.leave,
+            close=(self.publisher.close, self.database.close, self.beat_database.close),
+        )
+        self.daemon = Daemon(
+            parts,
+            signals=self.signals,
+            runs=self.runs,
+            tasks=self.tasks,
+            grace=self.settings.shutdown_grace,
+            clock=self.clock,
+            random=random.random,
+            emit=self.emit,
+        )
+
+    async def _prepare(self) -> None:
+        if self.settings.auto_migrate:
+            await migrate(self.database)
+        await check_schema(self.database)
+        await self.workers.register(name=self.name, release=RELEASE)
+
+    async def _process(self, delivery: Delivery) -> None:
+        await self.processor.process(delivery, self.slots[delivery.queue])
+
+    async def _declare(self, connection: Connection) -> list[str]:
+        return await declare(connection, self.topology)
+
+    def _idle(self) -> dict[str, float]:
+        """Seconds for which each queue's consumer has had free prefetch without a break."""
+        now = asyncio.get_running_loop().time()
+        idle = {queue: self.consumption.idle_since(queue) for queue in self.settings.queues}
+        return {queue: now - since for queue, since in idle.items() if since is not None}
+
+    def _work_queues(self) -> list[Subscription]:
+        return [
+            Subscription(queue, self.topology.work_queue(queue), concurrency)
+            for queue, concurrency in self.settings.queues.items()
+        ]
+
+    def _letter_queues(self) -> list[Subscription]:
+        """The queues of last resort that this service empties into its database."""
+        queues = []
+        if self.settings.dead_letters is DeadLetters.DATABASE:
+            queues += [
+                Subscription(queue, self.topology.dead_queue(queue), LETTER_PREFETCH)
+                for queue in self.settings.queues
+            ]
+        if self.settings.unroutable:
+            unroutable = self.topology.unroutable
+            queues.append(Subscription(unroutable, unroutable, LETTER_PREFETCH))
+        return queues
+
+    def _letter_reader(self) -> LetterReader:
+        return LetterReader(
+            self.processor,
+            self.tasks,
+            LetterStore(self.database),
+            dead_letter_exchange=self.topology.dead_letter_exchange,
+            unroutable=self.topology.unroutable,
+            queues=tuple(self.settings.queues),
+            clock=self.clock,
+            random=random.random,
+            emit=self.emit,
+        )
+
+    def _intake(self, name: str, process: Callable[[Delivery], Awaitable[None]]) -> Intake:
+        return Intake(process, name=name, clock=self.clock, random=random.random, emit=self.emit)
+
+    def _consumption(self, name: str, queues: list[Subscription], intake: Intake) -> Consumption:
+        def take(delivery: AmqpDelivery) -> None:
+            intake.take(delivery)
+
+        return Consumption(
+            self._link(name),
+            self.topology,
+            queues,
+            on_delivery=take,
+            emit=self.emit,
+            declare=self._declare_missing,
+        )
+
+    def _link(self, name: str) -> Link:
+        return Link(name, self.settings.amqp_url.reveal, self.emit, owner=f"broker_worker {self.name}")
+
+    def _service(
+        self, name: str, interval: timedelta, run_once: Callable[[], Awaitable[None]]
+    ) -> Callable[[], Awaitable[None]]:
+        return partial(
+            every, interval, run_once, name=name, clock=self.clock, random=random.random, emit=self.emit
+        )
+
+
+def run_daemon(settings: Settings, registry: Registry, *, emit: Emit) -> int:
+    """Run the daemon until a signal; the exit code.
+
+    Raises:
+        BrokerWorkerError: it can't serve at all, or found itself unable to go on.
+    """
+
+    async def main() -> tuple[int, bool]:
+        app = App(settings, registry, emit=emit)
+        code = await app.run()
+        app.executor.close()
+        return code, app.daemon.has_stubborn_handlers
+
+    with asyncio.Runner() as runner:
+        code, is_stubborn = runner.run(main())
+        if is_stubborn or _has_busy_threads():
+            # a handler that can't be stopped would keep the process alive for ever; its claim is released
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(code)
+    return code
+
+
+def _has_busy_threads() -> bool:
+    return any(thread.name.startswith("broker-worker-handler") for thread in threading.enumerate())

@@ -1,0 +1,25 @@
+"""What the reader of dead letters asks the database."""
+
+from __future__ import annotations
+
+from uuid import UUID
+
+from sqlalchemy import text
+
+from broker_worker.store.database import Database
+
+
+class LetterStore:
+    """The dead letters that are known."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    async def knows(self, letter: UUID, body: bytes) -> bool:
+        """Whether this letter, with this body, is there; anybody can write an id into a header."""
+        async with self._database.transaction() as connection:
+            found = await connection.execute(
+                text(f"SELECT body FROM {self._database.schema}.dead_letters WHERE id = :id"), {"id": letter}
+            )
+            row = found.first()
+        return row is not None and row.body == body

@@ -1,0 +1,209 @@
+"""The daemon's life: start in order, serve, stop in the reverse order.
+
+Start: database, schema, this worker's row; then what commits and publishes; then
+the services; then consuming; then ready. Stop: not ready, no more deliveries, drain
+for as long as the grace allows, cancel and release the rest through the outbox,
+publish what is owed, stop the services, and last write the row that says "this
+worker is dead". A second signal goes straight to "cancel and release".
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import Protocol
+
+from broker_worker.errors import StoreUnavailableError, UnavailableError
+from broker_worker.events import Emit, LifecycleChanged
+from broker_worker.outcome import Released
+from broker_worker.ports import Clock, TaskStore
+from broker_worker.worker.intake import Intake
+from broker_worker.worker.patience import Patience
+from broker_worker.worker.runs import Run, Runs
+
+RELEASE_WAIT = timedelta(seconds=2)  # for what is cut short to be written
+PUBLISH_WAIT = timedelta(seconds=2)  # for what is owed to be confirmed; the rest waits in the outbox
+GOODBYE_WAIT = timedelta(seconds=1)
+CLOSE_WAIT = timedelta(seconds=2)
+
+Job = Callable[[], Awaitable[None]]
+
+
+class Consumption(Protocol):
+    """What takes deliveries from the broker."""
+
+    async def run(self) -> None: ...
+
+    def stop_consuming(self) -> None: ...
+
+    async def close(self) -> None: ...
+
+
+@dataclass(slots=True)
+class Signals:
+    """How the outside asks for the end."""
+
+    stop: asyncio.Event = field(default_factory=asyncio.Event)
+    hurry: asyncio.Event = field(default_factory=asyncio.Event)
+    exit_code: int = 0
+    reason: str = ""
+
+    def ask(self, reason: str) -> None:
+        """Ask to stop; asked again, to hurry."""
+        if self.stop.is_set():
+            self.hurry.set()
+        self.reason = self.reason or reason
+        self.stop.set()
+
+    def fail(self, reason: str) -> None:
+        """Stop at once, with an exit code that says so."""
+        self.exit_code = 1
+        self.reason = reason
+        self.stop.set()
+        self.hurry.set()
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """What app.py hands to the daemon, in the order in which it is started."""
+
+    prepare: Job  # the database is there, its schema right, this worker's row written
+    writers: Sequence[Job]  # group commits, the publisher's connection, the relay
+    services: Sequence[Job]  # heartbeat, rescuer, pruner…
+    consumptions: Sequence[Consumption]
+    intakes: Sequence[Intake]
+    publish_rest: Job
+    leave: Job
+    close: Sequence[Job]
+
+
+class Daemon:
+    """One process of workers."""
+
+    def __init__(
+        self,
+        parts: Parts,
+        *,
+        signals: Signals,
+        runs: Runs,
+        tasks: TaskStore,
+        grace: timedelta,
+        clock: Clock,
+        random: Callable[[], float],
+        emit: Emit,
+    ) -> None:
+        self._parts = parts
+        self._signals = signals
+        self._runs = runs
+        self._tasks = tasks
+        self._grace = grace
+        self._clock = clock
+        self._random = random
+        self._emit = emit
+        self._stubborn = 0
+        self._fault: Exception | None = None
+
+    async def run(self) -> int:
+        """Serve until asked to stop; the exit code.
+
+        Raises:
+            BrokerWorkerError: it can't serve at all: wrong schema, wrong topology.
+        """
+        self._emit(LifecycleChanged("starting"))
+        if not await self._prepare():
+            return self._signals.exit_code
+        try:
+            await self._serve()
+        finally:
+            for close in self._parts.close:
+                await self._within(CLOSE_WAIT, close())
+        self._emit(LifecycleChanged("stopped", self._signals.reason))
+        if self._fault is not None:
+            raise self._fault
+        return self._signals.exit_code
+
+    @property
+    def has_stubborn_handlers(self) -> bool:
+        """Whether handlers ignored their cancellation and would keep the process alive."""
+        return self._stubborn > 0
+
+    async def _prepare(self) -> bool:
+        """Wait for the database for as long as it takes; `False` if asked to stop meanwhile."""
+        patience = Patience(self._clock, self._random)
+        stopped = asyncio.ensure_future(self._signals.stop.wait())  # noqa: TID251 - cancelled below
+        try:
+            while not self._signals.stop.is_set():
+                try:
+                    await self._parts.prepare()
+                except UnavailableError as error:
+                    self._emit(LifecycleChanged("waiting", str(error)))
+                    pause = asyncio.ensure_future(patience.pause())  # noqa: TID251 - ends by itself
+                    await asyncio.wait({stopped, pause}, return_when=asyncio.FIRST_COMPLETED)
+                    pause.cancel()
+                else:
+                    return True
+        finally:
+            stopped.cancel()
+        return False
+
+    async def _serve(self) -> None:
+        async with asyncio.TaskGroup() as writers:
+            writing = [writers.create_task(self._guarded(job)) for job in self._parts.writers]
+            async with asyncio.TaskGroup() as services:
+                serving = [services.create_task(self._guarded(job)) for job in self._parts.services]
+                for consumption in self._parts.consumptions:
+                    serving.append(services.create_task(self._guarded(consumption.run)))
+                self._emit(LifecycleChanged("serving"))
+                await self._signals.stop.wait()
+                await self._wind_down()
+                for task in serving:
+                    task.cancel()
+            for task in writing:
+                task.cancel()
+
+    async def _guarded(self, job: Job) -> None:
+        """Run a part of the daemon; if it fails, all stop in their order and the error is raised at the end."""
+        try:
+            await job()
+        except Exception as error:  # noqa: BLE001 - handed to `run`, which raises it
+            self._fault = self._fault or error
+            self._signals.fail(f"{type(error).__name__}: {error}")
+
+    async def _wind_down(self) -> None:
+        """Stop consuming, drain, release, publish the rest, say goodbye."""
+        self._emit(LifecycleChanged("draining", self._signals.reason))
+        for consumption in self._parts.consumptions:
+            consumption.stop_consuming()
+        for intake in self._parts.intakes:
+            await intake.drain(self._grace, self._signals.hurry)
+        for intake in self._parts.intakes:
+            self._stubborn += await intake.cut()
+        await self._within(RELEASE_WAIT, self._release())
+        await self._within(PUBLISH_WAIT, self._parts.publish_rest())
+        for consumption in self._parts.consumptions:
+            await self._within(CLOSE_WAIT, consumption.close())
+        await self._within(GOODBYE_WAIT, self._parts.leave())
+
+    async def _release(self) -> None:
+        """Write what was cut short: the outcome where there is one, else a release, uncharged."""
+        async with asyncio.TaskGroup() as releases:
+            for run in self._runs.unfinished():
+                releases.create_task(self._release_one(run))
+
+    async def _release_one(self, run: Run) -> None:
+        with contextlib.suppress(StoreUnavailableError):  # others take it over when this worker is dead
+            is_recorded = await self._tasks.record(run.claim, run.outcome or Released())
+            delivery = self._runs.forget(run.claim)
+            if is_recorded and delivery is not None:
+                await delivery.ack()
+
+    async def _within(self, limit: timedelta, step: Awaitable[None]) -> None:
+        """Give a step of the end its time and no more: nothing that it does is needed for safety."""
+        try:
+            async with asyncio.timeout(limit.total_seconds()):
+                await step
+        except (TimeoutError, UnavailableError) as error:
+            self._emit(LifecycleChanged("cut_short", f"{type(error).__name__}: {error}"))
