@@ -6,6 +6,7 @@ import asyncio
 from collections import deque
 from collections.abc import Callable, Sequence
 
+from broker_worker import failpoint
 from broker_worker.errors import PublishError, StoreUnavailableError
 from broker_worker.events import Emit, PublishFailed, ServiceWorked
 from broker_worker.outgoing import Owed
@@ -71,6 +72,7 @@ class Relay:
             self._refused.append(owed.id)
             self._emit(PublishFailed(owed.outgoing.kind, owed.outgoing.routing_key, str(error)))
         else:
+            failpoint.hit("published")
             self._confirmed.append(owed.id)
         finally:
             self._publishing -= 1

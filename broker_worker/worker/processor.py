@@ -7,6 +7,7 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from uuid import uuid4
 
+from broker_worker import failpoint
 from broker_worker.dead_letter import letter_of_stranger
 from broker_worker.errors import PublishError, StoreDataError, StoreUnavailableError
 from broker_worker.events import AttemptFinished, AttemptStarted, DeliverySettled, Emit, PublishFailed
@@ -108,9 +109,12 @@ class Processor:
             claim = await self._claim(delivery, message, prepared, slot)
             if claim is None:
                 return None
+            failpoint.hit("claimed")
             started = self._clock.monotonic()
             outcome = await self._execute(claim, prepared)
+            failpoint.hit("executed")
             is_recorded = await self._record(claim, outcome, seconds=self._clock.monotonic() - started)
+            failpoint.hit("recorded")
         return await self._ack(claim, slots, is_recorded=is_recorded)
 
     # --- decode --------------------------------------------------------------------
@@ -277,6 +281,7 @@ class Processor:
         if delivery is None:
             return
         if is_recorded:
+            failpoint.hit("acking")
             await delivery.ack()
         elif delivery.is_alive:
             await self.process(delivery, slots)
