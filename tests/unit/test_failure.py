@@ -121,6 +121,7 @@ def test_a_group_of_a_hundred_thousand_errors_is_cut() -> None:
 
     assert_bounded(failure)
     assert "and 99995 more" in (failure.traceback or "")
+    assert (failure.traceback or "").count("+ ValueError: one") == 5
 
 
 def test_groups_in_groups_are_cut() -> None:
@@ -128,7 +129,26 @@ def test_groups_in_groups_are_cut() -> None:
     for _ in range(1000):
         group = ExceptionGroup("level", [group, group])
 
-    assert_bounded(describe(group))
+    failure = describe(group)
+
+    assert_bounded(failure)
+    assert (failure.traceback or "").count("level") < 20
+
+
+def test_a_traceback_that_is_too_long_keeps_its_ends() -> None:
+    members = [raised(ValueError("x" * 900)) for _ in range(5)]
+    for member in members:
+        member.__cause__ = ValueError("x" * 900)
+        member.__cause__.__cause__ = ValueError("first" + "x" * 900)
+        member.__cause__.__cause__.__cause__ = ValueError("x" * 900)
+    error = RuntimeError("last")
+    error.__cause__ = BaseExceptionGroup("many", members)
+
+    traceback = describe(error).traceback or ""
+
+    assert_bounded(describe(error))
+    assert traceback.startswith("ExceptionGroup: many")
+    assert traceback.endswith("RuntimeError: last")
 
 
 def test_attributes_that_raise_cost_the_traceback_only() -> None:

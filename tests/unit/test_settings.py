@@ -91,6 +91,10 @@ def test_choices_ignore_case() -> None:
     assert (settings.log_level, settings.dead_letters) == (LogLevel.WARNING, DeadLetters.QUEUE)
 
 
+def test_space_around_a_value_is_ignored() -> None:
+    assert Settings.load(variables(TASK_TIMEOUT=" 5m\n")).task_timeout == timedelta(minutes=5)
+
+
 def test_an_empty_variable_counts_as_not_set() -> None:
     assert Settings.load(variables(MAX_ATTEMPTS="", AMQP_URL=" ")).max_attempts == 12
 
