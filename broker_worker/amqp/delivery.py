@@ -48,7 +48,7 @@ class Acker:
 
     def settle(self, tag: int) -> None:
         """Ack `tag` within this turn of the loop; nothing happens if that was done or the channel is gone."""
-        if tag < self._lowest or tag > self._newest or tag in self._acked or not self._channel.is_alive:
+        if not self._is_open(tag):
             return
         self._settled.add(tag)
         self._changed()
@@ -57,8 +57,9 @@ class Acker:
 
     def release(self, tag: int) -> None:
         """Give `tag` back to its queue at once, or never: a later ack of more must not pass it by."""
-        if self._channel.is_alive and self._channel.send(commands.Basic.Nack(tag, requeue=True)):
+        if self._is_open(tag) and self._channel.send(commands.Basic.Nack(tag, requeue=True)):
             self._acked.add(tag)
+            self._changed()
 
     def flush(self) -> None:
         """Send what is settled."""
@@ -73,6 +74,10 @@ class Acker:
                 self._flush = self._channel.loop.call_later(WRITER_IS_FULL, self.flush)
                 return
             self._note(tag, multiple=multiple)
+
+    def _is_open(self, tag: int) -> bool:
+        is_unsettled = self._lowest <= tag <= self._newest and tag not in self._settled and tag not in self._acked
+        return is_unsettled and self._channel.is_alive
 
     def _acks(self) -> Iterator[tuple[int, bool]]:
         run = []

@@ -18,6 +18,7 @@ from typing import Protocol
 
 import pamqp.frame
 from aiormq.connection import FrameReceiver
+from aiormq.exceptions import AMQPError
 from pamqp import commands, common, constants, decode
 from pamqp.base import Frame
 from pamqp.exceptions import PAMQPException
@@ -77,7 +78,7 @@ def verify_hooks() -> None:
     frame = struct.pack(">BHI", constants.FRAME_HEADER, 1, len(payload)) + payload + constants.FRAME_END_CHAR
     try:
         _, _, header = _run(FrameReceiver(_Canned(frame)).get_frame())  # type: ignore[arg-type]  # reads as a stream does
-    except UNREADABLE as error:
+    except (AMQPError, *UNREADABLE) as error:
         raise HooksError("aiormq no longer decodes frames by pamqp.frame.unmarshal") from error
     if not isinstance(header, BrokenContentHeader) or header.body_size != 7:  # noqa: PLR2004 - as packed above
         raise HooksError("a damaged content header is no longer recognised")
