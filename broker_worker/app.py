@@ -23,10 +23,10 @@ from broker_worker.amqp.delivery import AmqpDelivery
 from broker_worker.amqp.publisher import Publisher
 from broker_worker.amqp.topology import Topology
 from broker_worker.clock import SystemClock
-from broker_worker.events import Emit
 from broker_worker.handler import Limits
+from broker_worker.observation import Observation
 from broker_worker.ports import Delivery
-from broker_worker.registry import Registry
+from broker_worker.registry import Registry, load_registries
 from broker_worker.retry import RetryPolicy
 from broker_worker.services.heartbeat import INTERVAL as BEAT_INTERVAL
 from broker_worker.services.heartbeat import Heartbeat
@@ -51,6 +51,7 @@ from broker_worker.worker.runs import Runs
 from broker_worker.worker.slots import Slots
 
 RELAY_INTERVAL = timedelta(seconds=1)
+SUMMARY_INTERVAL = timedelta(minutes=1)
 LETTER_PREFETCH = 32  # dead letters at once: each is one small transaction
 RELEASE = version("broker-worker")
 
@@ -58,10 +59,11 @@ RELEASE = version("broker-worker")
 class App:
     """The object graph of one process."""
 
-    def __init__(self, settings: Settings, registry: Registry, *, emit: Emit) -> None:
+    def __init__(self, settings: Settings, registry: Registry, observation: Observation) -> None:
         self.settings = settings
         self.registry = registry
-        self.emit = emit
+        self.observation = observation
+        self.emit = observation.emit
         self.worker: UUID = uuid4()
         self.name = f"{socket.gethostname()}:{os.getpid()}"
         self.clock = SystemClock()
@@ -151,11 +153,14 @@ class App:
         if letters := self._letter_queues():
             reader = self._letter_reader()
             letter_intake = self._intake(
-                "dead_letters", lambda each: reader.process(cast(LetterDelivery, each))
+                "dead_letters", lambda each: reader.process(cast("LetterDelivery", each))
             )
             intakes.append(letter_intake)
             consumptions.append(self._consumption("dead_letters", letters, letter_intake))
-        self.consumptions = consumptions
+        self.observation.expect(
+            links=["publish", "consume", *(["dead_letters"] if letters else [])],
+            consumers=[each.queue for each in (*self._work_queues(), *letters)],
+        )
         parts = Parts(
             prepare=self._prepare,
             writers=(self.tasks.run, self.publisher.run, self.relay.run),
@@ -163,6 +168,7 @@ class App:
                 self._service("heartbeat", BEAT_INTERVAL, heartbeat.run_once),
                 self._service("rescuer", RESCUE_INTERVAL, rescuer.run_once),
                 self._service("relay", RELAY_INTERVAL, self.relay.run_once),
+                self._service("summary", SUMMARY_INTERVAL, self.observation.summarise, waits_first=True),
             ),
             consumptions=consumptions,
             intakes=intakes,
@@ -210,8 +216,8 @@ class App:
         queues = []
         if self.settings.dead_letters is DeadLetters.DATABASE:
             queues += [
-                Subscription(queue, self.topology.dead_queue(queue), LETTER_PREFETCH)
-                for queue in self.settings.queues
+                Subscription(dead_queue, dead_queue, LETTER_PREFETCH)
+                for dead_queue in map(self.topology.dead_queue, self.settings.queues)
             ]
         if self.settings.unroutable:
             unroutable = self.topology.unroutable
@@ -225,7 +231,7 @@ class App:
             LetterStore(self.database),
             dead_letter_exchange=self.topology.dead_letter_exchange,
             unroutable=self.topology.unroutable,
-            queues=tuple(self.settings.queues),
+            queue_by_dead_queue={self.topology.dead_queue(queue): queue for queue in self.settings.queues},
             clock=self.clock,
             random=random.random,
             emit=self.emit,
@@ -251,24 +257,42 @@ class App:
         return Link(name, self.settings.amqp_url.reveal, self.emit, owner=f"broker_worker {self.name}")
 
     def _service(
-        self, name: str, interval: timedelta, run_once: Callable[[], Awaitable[None]]
+        self,
+        name: str,
+        interval: timedelta,
+        run_once: Callable[[], Awaitable[None]],
+        *,
+        waits_first: bool = False,
     ) -> Callable[[], Awaitable[None]]:
         return partial(
-            every, interval, run_once, name=name, clock=self.clock, random=random.random, emit=self.emit
+            every,
+            interval,
+            run_once,
+            name=name,
+            clock=self.clock,
+            random=random.random,
+            emit=self.emit,
+            waits_first=waits_first,
         )
 
 
-def run_daemon(settings: Settings, registry: Registry, *, emit: Emit) -> int:
+def run_daemon(settings: Settings) -> int:
     """Run the daemon until a signal; the exit code.
 
     Raises:
         BrokerWorkerError: it can't serve at all, or found itself unable to go on.
     """
+    registry = load_registries(settings.handlers)
+    observation = Observation(settings, names=[handler.name for handler in registry.handlers])
 
     async def main() -> tuple[int, bool]:
-        app = App(settings, registry, emit=emit)
-        code = await app.run()
-        app.executor.close()
+        app = App(settings, registry, observation)
+        observation.start()
+        try:
+            code = await app.run()
+        finally:
+            app.executor.close()
+            observation.stop()
         return code, app.daemon.has_stubborn_handlers
 
     with asyncio.Runner() as runner:

@@ -6,12 +6,13 @@ from collections.abc import Callable, Collection, Mapping
 from datetime import timedelta
 from uuid import UUID
 
-from broker_worker.errors import DeclaredDeadError
-from broker_worker.events import Emit, ServiceWorked
+from broker_worker.errors import DeclaredDeadError, StoreUnavailableError
+from broker_worker.events import ConnectionChanged, Emit, ServiceWorked
 from broker_worker.ports import Beat, Clock, Rescues, Workers
 
 INTERVAL = timedelta(seconds=3)
 DEAD_AFTER = timedelta(seconds=15)  # of an unchanged beat, seen with a working database all the while
+REPORT_INTERVAL = timedelta(minutes=1)  # between two lines about a database that is still away
 LONGEST_GAP = timedelta(seconds=8)  # between two looks; a longer one proves nothing about the others
 
 
@@ -39,20 +40,35 @@ class Heartbeat:
         self._on_death = on_death
         self._seen: dict[UUID, tuple[int, float]] = {}
         self._looked_at: float | None = None
+        self._is_up: bool | None = None
+        self._reported_at = 0.0
 
     async def run_once(self) -> None:
         """Beat once."""
         try:
             beats = await self._workers.beat(self._idle())
         except DeclaredDeadError as error:
-            self._on_death(str(error))
-            return
+            return self._on_death(str(error))
+        except StoreUnavailableError as error:
+            return self._report(is_up=False, detail=str(error))
+        self._report(is_up=True)
         for still in self._stand_still(beats, self._clock.monotonic()):
             if await self._workers.declare_dead(still):
                 self._emit(ServiceWorked("heartbeat", "declared_dead", 1))
         released = await self._rescues.release_forgotten(self._running())
         if released:
             self._emit(ServiceWorked("heartbeat", "released_forgotten", released))
+        return None
+
+    def _report(self, *, is_up: bool, detail: str = "") -> None:
+        """Say that the database came or went, and once a minute that it is still away."""
+        now = self._clock.monotonic()
+        is_old_news = is_up == self._is_up and (
+            is_up or now - self._reported_at < REPORT_INTERVAL.total_seconds()
+        )
+        if not is_old_news:
+            self._is_up, self._reported_at = is_up, now
+            self._emit(ConnectionChanged("database", is_up, detail))
 
     def _stand_still(self, beats: Collection[Beat], now: float) -> list[Beat]:
         """Find the workers whose beat is the same for long enough, by our own clock."""

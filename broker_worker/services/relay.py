@@ -31,7 +31,7 @@ class Relay:
         self._results = asyncio.Event()
 
     def promptly(self, owed: Sequence[Owed]) -> None:
-        """Publish rows that this process has just committed; what does not fit into memory waits for `run_once`."""
+        """Publish rows that were just committed; what does not fit into memory waits for `run_once`."""
         room = REMEMBERED - len(self._waiting)
         self._waiting.extend(owed[:room])
         self._work.set()

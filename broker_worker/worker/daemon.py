@@ -28,6 +28,7 @@ RELEASE_WAIT = timedelta(seconds=2)  # for what is cut short to be written
 PUBLISH_WAIT = timedelta(seconds=2)  # for what is owed to be confirmed; the rest waits in the outbox
 GOODBYE_WAIT = timedelta(seconds=1)
 CLOSE_WAIT = timedelta(seconds=2)
+REPORT_INTERVAL = timedelta(minutes=1)  # between two lines about a database that is not there
 
 Job = Callable[[], Awaitable[None]]
 
@@ -105,6 +106,7 @@ class Daemon:
         self._emit = emit
         self._stubborn = 0
         self._fault: Exception | None = None
+        self._reported_at: float | None = None
 
     async def run(self) -> int:
         """Serve until asked to stop; the exit code.
@@ -139,7 +141,7 @@ class Daemon:
                 try:
                     await self._parts.prepare()
                 except UnavailableError as error:
-                    self._emit(LifecycleChanged("waiting", str(error)))
+                    self._report_waiting(str(error))
                     pause = asyncio.ensure_future(patience.pause())  # noqa: TID251 - ends by itself
                     await asyncio.wait({stopped, pause}, return_when=asyncio.FIRST_COMPLETED)
                     pause.cancel()
@@ -149,13 +151,18 @@ class Daemon:
             stopped.cancel()
         return False
 
+    def _report_waiting(self, detail: str) -> None:
+        now = self._clock.monotonic()
+        if self._reported_at is None or now - self._reported_at >= REPORT_INTERVAL.total_seconds():
+            self._reported_at = now
+            self._emit(LifecycleChanged("waiting", detail))
+
     async def _serve(self) -> None:
         async with asyncio.TaskGroup() as writers:
             writing = [writers.create_task(self._guarded(job)) for job in self._parts.writers]
             async with asyncio.TaskGroup() as services:
-                serving = [services.create_task(self._guarded(job)) for job in self._parts.services]
-                for consumption in self._parts.consumptions:
-                    serving.append(services.create_task(self._guarded(consumption.run)))
+                jobs = [*self._parts.services, *(each.run for each in self._parts.consumptions)]
+                serving = [services.create_task(self._guarded(job)) for job in jobs]
                 self._emit(LifecycleChanged("serving"))
                 await self._signals.stop.wait()
                 await self._wind_down()
@@ -165,7 +172,7 @@ class Daemon:
                 task.cancel()
 
     async def _guarded(self, job: Job) -> None:
-        """Run a part of the daemon; if it fails, all stop in their order and the error is raised at the end."""
+        """Run a part of the daemon; if it fails, all stop in their order and `run` raises the error."""
         try:
             await job()
         except Exception as error:  # noqa: BLE001 - handed to `run`, which raises it

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 from uuid import UUID
@@ -76,18 +76,18 @@ class LetterReader:
         *,
         dead_letter_exchange: str,
         unroutable: str,
-        queues: Collection[str],
+        queue_by_dead_queue: Mapping[str, str],
         clock: Clock,
         random: Callable[[], float],
         emit: Emit,
     ) -> None:
-        """`unroutable` is the queue of what led nowhere; `queues` are the work queues of this service."""
+        """Know the queue of what led nowhere, and the queues of dead letters with their work queues."""
         self._processor = processor
         self._tasks = tasks
         self._letters = letters
         self._dead_letter_exchange = dead_letter_exchange
         self._unroutable = unroutable
-        self._queues = queues
+        self._queue_by_dead_queue = queue_by_dead_queue
         self._clock = clock
         self._random = random
         self._emit = emit
@@ -128,14 +128,13 @@ class LetterReader:
         poisoning = delivery.poisoning
         if poisoning is None:
             return None
-        return Rerouted(delivery, delivery.queue, poisoning)
+        return Rerouted(delivery, self._queue_by_dead_queue[delivery.queue], poisoning)
 
     async def _keep(self, delivery: LetterDelivery) -> None:
         """Insert a letter that somebody else wrote; never merged with another."""
         headers = delivery.properties.headers
-        queue = delivery.queue
-        if queue == self._unroutable:
-            queue = delivery.routing_key.partition(".")[0] or queue
+        meant_for = delivery.routing_key.partition(".")[0] or delivery.queue
+        queue = self._queue_by_dead_queue.get(delivery.queue, meant_for)
         letter = letter_of_stranger(
             delivery.properties,
             delivery.body,
