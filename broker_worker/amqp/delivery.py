@@ -76,8 +76,8 @@ class Acker:
             self._note(tag, multiple=multiple)
 
     def _is_open(self, tag: int) -> bool:
-        is_unsettled = self._lowest <= tag <= self._newest and tag not in self._settled and tag not in self._acked
-        return is_unsettled and self._channel.is_alive
+        is_known = self._lowest <= tag <= self._newest
+        return is_known and tag not in self._settled and tag not in self._acked and self._channel.is_alive
 
     def _acks(self) -> Iterator[tuple[int, bool]]:
         run = []

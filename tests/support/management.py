@@ -1,0 +1,73 @@
+"""RabbitMQ's HTTP API, for what AMQP itself can't do to a broker."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import secrets
+import urllib.request
+from base64 import b64encode
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import quote, urlsplit
+
+
+@dataclass(frozen=True)
+class Control:
+    """What an operator can do to one virtual host, by RabbitMQ's HTTP API."""
+
+    management_url: str
+    vhost: str
+
+    async def client_names(self, *, at_least: int = 1) -> list[str]:
+        """List what the virtual host's connections call themselves, once there are `at_least` so many."""
+        return [
+            one["client_properties"].get("connection_name", "") for one in await self._connections(at_least)
+        ]
+
+    async def close_connections(self, *, at_least: int = 1) -> None:
+        for one in await self._connections(at_least):
+            await self._call("DELETE", f"/api/connections/{quote(one['name'], safe='')}")
+
+    async def add_user(self, url: str, *, write: str, read: str) -> str:
+        """Add a user who can't configure anything, and return its URL."""
+        name = f"u{secrets.token_hex(4)}"
+        await self._call("PUT", f"/api/users/{name}", password="secret", tags="")
+        await self._call(
+            "PUT",
+            f"/api/permissions/{quote(self.vhost, safe='')}/{name}",
+            configure="^$",
+            write=write,
+            read=read,
+        )
+        parts = urlsplit(url)
+        return parts._replace(netloc=f"{name}:secret@{parts.hostname}:{parts.port}").geturl()
+
+    async def _connections(self, at_least: int) -> list[dict[str, Any]]:
+        async with asyncio.timeout(15):
+            while True:  # the API learns of a connection some time after its client: there is no signal
+                answer = json.loads(
+                    await self._call("GET", f"/api/vhosts/{quote(self.vhost, safe='')}/connections")
+                )
+                known = [one for one in answer if "client_properties" in one]
+                if len(known) >= at_least:
+                    return known
+                await asyncio.sleep(0.1)
+
+    async def _call(self, method: str, path: str, **body: str) -> bytes:
+        return await asyncio.to_thread(
+            self._request, method, path, json.dumps(body).encode() if body else None
+        )
+
+    def _request(self, method: str, path: str, body: bytes | None) -> bytes:
+        address = urlsplit(self.management_url)
+        credentials = b64encode(f"{address.username}:{address.password}".encode()).decode()
+        request = urllib.request.Request(
+            f"{address.scheme}://{address.hostname}:{address.port}{path}",
+            data=body,
+            method=method,
+            headers={"Authorization": f"Basic {credentials}", "Content-Type": "application/json"},
+        )
+        with urllib.request.urlopen(request, timeout=20) as answer:
+            content: bytes = answer.read()
+            return content
