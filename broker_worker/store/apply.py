@@ -48,8 +48,13 @@ class OutboxRow:
     keeps_content: bool = False  # nothing else of the database has body and properties
 
 
-async def apply(connection: AsyncConnection, schema: str, steps: Sequence[Step], *, worker: UUID) -> Applied:
-    """Write `steps`; the new rows among them get their keys, unless another made the same row first."""
+async def apply(
+    connection: AsyncConnection, schema: str, steps: Sequence[Step], *, worker: UUID | None
+) -> Applied:
+    """Write `steps`; the new rows among them get their keys, unless another made the same row first.
+
+    Without a `worker`, nobody here publishes: what is owed is left to any relay, at once.
+    """
     changed = [step for step in steps if step.before is not None]
     created = [step for step in steps if step.before is None]
     made = await _insert(connection, schema, created)
@@ -230,7 +235,7 @@ async def _attempts(connection: AsyncConnection, schema: str, steps: Sequence[St
 
 
 async def insert_letters(
-    connection: AsyncConnection, schema: str, letters: Sequence[DeadLetter], *, worker: UUID
+    connection: AsyncConnection, schema: str, letters: Sequence[DeadLetter], *, worker: UUID | None
 ) -> set[UUID]:
     """Insert dead letters; one that is there already stays as it is. Returns the new ones' ids."""
     inserted = set()
@@ -264,7 +269,7 @@ async def insert_letters(
 
 
 async def insert_outbox(
-    connection: AsyncConnection, schema: str, rows: Sequence[OutboxRow], *, worker: UUID
+    connection: AsyncConnection, schema: str, rows: Sequence[OutboxRow], *, worker: UUID | None
 ) -> list[Owed]:
     """Insert what is owed; rows that can be published from memory are this worker's for a while."""
     owed = []
@@ -276,7 +281,7 @@ async def insert_outbox(
                 now() + CAST(:delay AS interval), now() + CAST(:available AS interval))
         RETURNING id""")
     for row in rows:
-        is_ours = row.outgoing is not None and not row.is_held
+        is_ours = worker is not None and row.outgoing is not None and not row.is_held
         content = row.outgoing if row.keeps_content else None
         values = {
             "kind": str(row.kind),
@@ -291,12 +296,12 @@ async def insert_outbox(
             "available": PROMPTNESS if is_ours else (row.delay if row.is_held else timedelta(0)),
         }
         id_ = (await connection.execute(statement, values)).scalar_one()
-        if row.outgoing is not None and not row.is_held:
+        if is_ours and row.outgoing is not None:
             owed.append(Owed(id_, row.outgoing))
     return owed
 
 
-def _owes(step: Step, worker: UUID) -> list[OutboxRow]:
+def _owes(step: Step, worker: UUID | None) -> list[OutboxRow]:
     rows = []
     if step.copy is not None:
         rows.append(_copy_row(step, step.copy))
@@ -317,9 +322,9 @@ def _copy_row(step: Step, copy: Copy) -> OutboxRow:
     return OutboxRow(Kind.COPY, after.id.queue, after.key, after.epoch, copy.delay, outgoing, is_held)
 
 
-def letter_row(letter: DeadLetter, worker: UUID) -> OutboxRow:
+def letter_row(letter: DeadLetter, worker: UUID | None) -> OutboxRow:
     """What a dead letter owes the dead-letter exchange."""
-    outgoing = letter_outgoing(letter, worker=str(worker), failed_at=datetime.now(UTC))
+    outgoing = letter_outgoing(letter, worker=str(worker or ""), failed_at=datetime.now(UTC))
     return OutboxRow(
         Kind.DEAD_LETTER,
         letter_key(letter),

@@ -1,0 +1,107 @@
+"""Numbers over tasks, dead letters and the outbox, for people and for /metrics."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+from sqlalchemy import text
+
+from broker_worker.store.database import Database
+from broker_worker.store.queries import DISORDER, key_at
+
+DAY = timedelta(hours=24)
+MAX_COUNTED = 1_000_000  # newest tasks that `stats` looks at; a second or two
+
+
+@dataclass(frozen=True, slots=True)
+class TaskStats:
+    """One task name in one queue; durations are of the last attempt, in seconds."""
+
+    queue: str
+    name: str
+    queued: int
+    running: int
+    retrying: int
+    succeeded: int
+    dead: int
+    cancelled: int
+    expired: int
+    failure_rate: float | None  # dead of those that succeeded or died
+    duration_p50: float | None
+    duration_p95: float | None
+    duration_max: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class OpenLetters:
+    """How many dead letters wait for a person."""
+
+    queue: str
+    reason: str
+    count: int
+
+
+@dataclass(frozen=True, slots=True)
+class OutboxGauge:
+    """What is owed: all of it, and how long the oldest row that is due has been due, in seconds."""
+
+    size: int
+    oldest_due_age: float
+
+
+async def stats(database: Database, *, since: timedelta = DAY) -> list[TaskStats]:
+    """Count the tasks created within `since`, and all that wait, by queue and name."""
+    async with database.transaction() as connection:
+        now: datetime = (await connection.execute(text("SELECT now()"))).scalar_one()
+        low = await key_at(connection, database.schema, now - since - DISORDER)
+        states = ", ".join(
+            f"count(*) FILTER (WHERE state = '{state}') AS {state}"
+            for state in ("queued", "running", "retrying", "succeeded", "dead", "cancelled", "expired")
+        )
+        duration = "extract(epoch FROM finished_at - started_at)"
+        rows = await connection.execute(
+            text(f"""
+                SELECT queue, name, {states},
+                  count(*) FILTER (WHERE state = 'dead')::float
+                    / nullif(count(*) FILTER (WHERE state IN ('dead', 'succeeded')), 0) AS failure_rate,
+                  percentile_cont(0.5) WITHIN GROUP (ORDER BY {duration})::float AS duration_p50,
+                  percentile_cont(0.95) WITHIN GROUP (ORDER BY {duration})::float AS duration_p95,
+                  max({duration})::float AS duration_max
+                FROM (
+                  (SELECT queue, name, state, started_at, finished_at FROM {database.schema}.tasks
+                   WHERE key >= :low AND created_at >= now() - CAST(:since AS interval)
+                   ORDER BY key DESC LIMIT {MAX_COUNTED})
+                  UNION ALL
+                  SELECT queue, name, state, NULL, NULL FROM {database.schema}.tasks
+                  WHERE due_at IS NOT NULL AND state IN ('queued', 'retrying')
+                    AND created_at < now() - CAST(:since AS interval)
+                ) t
+                GROUP BY queue, name ORDER BY queue, name"""),
+            {"low": low, "since": since},
+        )
+        return [TaskStats(*row) for row in rows]
+
+
+async def open_letters(database: Database) -> list[OpenLetters]:
+    """Count open dead letters by queue and reason."""
+    async with database.transaction() as connection:
+        rows = await connection.execute(
+            text(f"""
+                SELECT queue, reason, count(*) FROM {database.schema}.dead_letters
+                WHERE resolved_at IS NULL GROUP BY queue, reason ORDER BY queue, reason""")
+        )
+        return [OpenLetters(*row) for row in rows]
+
+
+async def outbox_gauge(database: Database) -> OutboxGauge:
+    """Measure the outbox."""
+    async with database.transaction() as connection:
+        rows = await connection.execute(
+            text(f"""
+                SELECT count(*) AS size, coalesce(extract(epoch FROM
+                  now() - min(deliver_at) FILTER (WHERE deliver_at <= now())), 0)::float AS oldest_due_age
+                FROM {database.schema}.outbox""")
+        )
+        row = rows.one()
+        return OutboxGauge(row.size, row.oldest_due_age)
