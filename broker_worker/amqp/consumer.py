@@ -127,6 +127,7 @@ class Consumption:
             async with asyncio.TaskGroup() as group:
                 for consumer in self._consumers.values():
                     group.create_task(self._keep_consuming(connection, consumer))
+            await self._never.wait()  # stopped: the connection stays for the acks of what runs
         finally:
             self._connection = None
             for consumer in self._consumers.values():

@@ -125,6 +125,19 @@ async def test_closing_takes_no_longer_than_five_seconds_on_a_stalled_socket(
                 await asyncio.gather(service.consumption.close(), service.publisher.close())
 
 
+async def test_a_connection_without_a_sign_of_life_is_replaced(broker: Broker, serve: Start) -> None:
+    parts = urlsplit(broker.url)
+    async with proxy_to(parts.hostname or "", parts.port or 0) as proxy:
+        service = serve(url=f"{at_port(broker.url, proxy.port)}?heartbeat=1")
+        await service.is_consuming()
+        proxy.stall()
+
+        await service.events.until(lambda e: isinstance(e, ConnectionChanged) and not e.is_up, within=20)
+        proxy.resume()
+
+        await service.is_consuming(times=2, within=20)
+
+
 async def test_a_handshake_without_an_answer_ends_at_its_deadline(
     broker: Broker, declared: Topology, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -172,6 +172,25 @@ async def test_after_stop_consuming_acks_still_reach_the_broker_and_nothing_more
     assert service.consumption.unsettled("default") == 0
 
 
+async def test_a_connection_lost_after_stop_consuming_brings_no_more_deliveries(
+    serve: Start, control: Control
+) -> None:
+    service = serve()
+    await service.publish(b"running")
+    await service.next()
+    service.consumption.stop_consuming()
+
+    await control.close_connections(at_least=2)
+
+    await service.events.until(
+        lambda e: isinstance(e, ConnectionChanged) and e.is_up and e.link == "consume", times=2
+    )
+    other = serve()
+    assert (await other.next()).body == b"running"
+    assert service.deliveries.empty()
+    assert not service.consumption.all_consuming
+
+
 async def test_what_was_acked_just_before_the_end_is_not_delivered_again(serve: Start) -> None:
     service = serve(prefetch=100)
     for _ in range(50):
