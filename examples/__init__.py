@@ -1,0 +1,1 @@
+"""Programs that use broker_worker the way you would."""
