@@ -1,0 +1,158 @@
+"""Events as log lines: one event, one line, a constant text, the data in fields."""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+
+import structlog
+
+from broker_worker.errors import UnavailableError
+from broker_worker.events import (
+    AttemptFinished,
+    AttemptStarted,
+    ConnectionChanged,
+    ConsumerChanged,
+    DeliverySettled,
+    Event,
+    LifecycleChanged,
+    PublishFailed,
+    ServiceFailed,
+    ServiceWorked,
+    TopologyRepaired,
+)
+from broker_worker.message import TaskId
+from broker_worker.outcome import Cancelled, Dead, Failure, Postponed, Released, Succeeded
+
+LOGGER = "broker_worker"
+# Everything else that is settled without a run is daily business, and counted.
+LEVEL_BY_HOW = {"refused": logging.ERROR, "put_off": logging.WARNING, "reemitted": logging.WARNING}
+MESSAGE_BY_PHASE = {
+    "starting": "worker starting",
+    "waiting": "worker waiting for the database",
+    "serving": "worker serving",
+    "draining": "worker draining",
+    "cut_short": "a step of the end was cut short",
+    "stopped": "worker stopped",
+}
+WORRYING_PHASES = frozenset({"waiting", "cut_short"})
+
+
+class LogSubscriber:
+    """Writes events to the log; `summarise` once a minute writes what passed in silence."""
+
+    def __init__(self) -> None:
+        """Follow `configure`: a logger keeps the processors that it was made with."""
+        self._log: structlog.stdlib.BoundLogger = structlog.stdlib.get_logger(LOGGER).bind()
+        self._counts: Counter[str] = Counter()
+        self._in_flight = 0
+
+    def __call__(self, event: Event) -> None:  # noqa: C901, PLR0912 - one case per event
+        match event:
+            case AttemptStarted():
+                self._attempt_started(event)
+            case AttemptFinished():
+                self._attempt_finished(event)
+            case DeliverySettled():
+                self._delivery_settled(event)
+            case ConnectionChanged(link=link, is_up=is_up, detail=detail):
+                level = logging.INFO if is_up else logging.WARNING
+                self._log.log(
+                    level, "connected" if is_up else "connection lost", link=link, **_given(detail=detail)
+                )
+            case ConsumerChanged(queue=queue, is_up=is_up, detail=detail):
+                level = logging.INFO if is_up else logging.WARNING
+                self._log.log(
+                    level, "consuming" if is_up else "consumer lost", queue=queue, **_given(detail=detail)
+                )
+            case TopologyRepaired(what=what):
+                self._log.warning("topology repaired", what=what)
+            case ServiceFailed():
+                self._service_failed(event)
+            case ServiceWorked(service=service, what=what, count=count):
+                self._log.debug("service worked", service=service, what=what, count=count)
+            case PublishFailed(kind=kind, routing_key=key, error=error):
+                self._log.warning("publish failed", kind=str(kind), routing_key=key, error=error)
+            case LifecycleChanged(phase=phase, detail=detail):
+                level = logging.WARNING if phase in WORRYING_PHASES else logging.INFO
+                message = MESSAGE_BY_PHASE.get(phase, "worker changed")
+                self._log.log(level, message, phase=phase, **_given(detail=detail))
+
+    def summarise(self) -> None:
+        """Write what happened since the last summary. Call it once a minute."""
+        counts, self._counts = self._counts, Counter()
+        self._log.info(
+            "summary",
+            succeeded=counts["succeeded"],
+            failed=counts["failed"],
+            dead=counts["dead"],
+            duplicates=counts["duplicates"],
+            in_flight=self._in_flight,
+        )
+
+    def _attempt_started(self, event: AttemptStarted) -> None:
+        self._in_flight += 1
+        waited = round(event.waited.total_seconds(), 3) if event.waited is not None else None
+        self._log.debug("attempt started", **_task(event.task, event.attempt), **_given(waited_s=waited))
+
+    def _attempt_finished(self, event: AttemptFinished) -> None:
+        self._in_flight = max(self._in_flight - 1, 0)
+        log = self._log.bind(**_task(event.task, event.attempt), seconds=round(event.seconds, 3))
+        if not event.is_recorded:
+            log.warning("claim lost, outcome dropped", outcome=type(event.outcome).__name__.lower())
+            return
+        match event.outcome:
+            case Succeeded():
+                self._counts["succeeded"] += 1
+                log.debug("task succeeded")
+            case Postponed(delay=delay, failure=failure, reason=reason):
+                self._counts["failed"] += 1
+                retry_in = round(delay.total_seconds(), 3)
+                log.warning(
+                    "attempt failed", retry_in_s=retry_in, **_given(reason=reason), **_failure(failure)
+                )
+            case Dead(reason=reason, failure=failure):
+                self._counts["dead"] += 1
+                traceback = _given(exception=failure.traceback)
+                log.error("task dead", reason=reason, **_failure(failure), **traceback)
+            case Cancelled():
+                log.debug("task cancelled")
+            case Released():
+                log.debug("task released")
+
+    def _delivery_settled(self, event: DeliverySettled) -> None:
+        if event.how == "duplicate":
+            self._counts["duplicates"] += 1
+        elif event.how == "refused":
+            self._counts["dead"] += 1
+        self._log.log(
+            LEVEL_BY_HOW.get(event.how, logging.DEBUG),
+            "delivery refused, task dead" if event.how == "refused" else "delivery settled without a run",
+            queue=event.queue,
+            how=event.how,
+            **_given(task=event.name, task_id=event.task_id, reason=event.detail),
+        )
+
+    def _service_failed(self, event: ServiceFailed) -> None:
+        """A server that is away says it all in one line; anything else is a fault of ours."""
+        log = self._log.bind(service=event.service)
+        if isinstance(event.error, UnavailableError):
+            log.warning("service failed", error=event.error, error_type=type(event.error).__name__)
+        else:
+            log.error("service failed", exc_info=event.error)
+
+
+def _task(task: TaskId, attempt: int) -> dict[str, object]:
+    return {"task": task.name, "task_id": task.id, "queue": task.queue, "attempt": attempt}
+
+
+def _failure(failure: Failure) -> dict[str, object]:
+    return {
+        "error_type": failure.error_type,
+        **_given(error=failure.message, fingerprint=failure.fingerprint),
+    }
+
+
+def _given(**fields: object) -> dict[str, object]:
+    """Leave out what is not known or empty."""
+    return {name: value for name, value in fields.items() if value not in (None, "")}

@@ -1,0 +1,278 @@
+"""Metrics for Prometheus. Every label has few values, whatever publishers send."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter as Tally
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import dataclass, field
+from datetime import timedelta
+
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    ProcessCollector,
+    disable_created_metrics,
+    generate_latest,
+)
+
+from broker_worker.events import (
+    AttemptFinished,
+    AttemptStarted,
+    ConnectionChanged,
+    ConsumerChanged,
+    DeliverySettled,
+    Event,
+    LifecycleChanged,
+    PublishFailed,
+    ServiceFailed,
+    ServiceWorked,
+    TopologyRepaired,
+)
+from broker_worker.outcome import Cancelled, Dead, Outcome, Postponed, Reason, Released, Succeeded
+
+UNKNOWN = "unknown"  # stands for every name that is not ours
+RUN_BUCKETS = (0.005, 0.02, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 1800)  # seconds
+WAIT_BUCKETS = (0.01, 0.05, 0.1, 0.5, 1, 5, 15, 60, 300, 900, 3600, 14400)  # seconds
+HOWS = frozenset(
+    {
+        "duplicate",
+        "refused",
+        "put_off",
+        "expired",
+        "foreign_letter",
+        "cancelled",
+        "reemitted",
+        "adopted",
+        "held_elsewhere",
+        "stamped",
+    }
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """What only a look at the servers can tell, as of now."""
+
+    ready_by_queue: Mapping[str, int] = field(default_factory=dict)
+    oldest_by_queue: Mapping[str, timedelta] = field(default_factory=dict)  # of the waiting tasks, when due
+    open_dead_letters: Mapping[tuple[str, str], int] = field(default_factory=dict)  # by queue and reason
+    outbox_rows: int = 0
+    outbox_age: timedelta = timedelta(0)  # of the oldest row that is due
+
+
+class MetricsSubscriber:
+    """Counts events, and shows samples. `names` and `queues` are all that labels may say."""
+
+    def __init__(
+        self,
+        *,
+        names: Collection[str],
+        queues: Collection[str],
+        now: Callable[[], float] = time.time,
+    ) -> None:
+        self._names = frozenset(names)
+        self._queues = frozenset(queues)
+        self._now = now
+        make = _Maker()
+        self._registry = make.registry
+        self._work = _Work(make)
+        self._machinery = _Machinery(make)
+        self._sampled = _Sampled(make)
+        self._show_zeros()
+
+    def __call__(self, event: Event) -> None:  # noqa: C901, PLR0912 - one case per event
+        machinery = self._machinery
+        match event:
+            case AttemptStarted():
+                self._attempt_started(event)
+            case AttemptFinished():
+                self._attempt_finished(event)
+            case DeliverySettled():
+                self._delivery_settled(event)
+            case ConnectionChanged(link=link, is_up=is_up):
+                machinery.connection_up.labels(link).set(is_up)
+            case ConsumerChanged(queue=queue, is_up=is_up):
+                machinery.consumer_up.labels(self._queue(queue)).set(is_up)
+            case TopologyRepaired():
+                machinery.topology_repairs.inc()
+            case ServiceFailed(service=service):
+                machinery.service_failures.labels(service).inc()
+            case ServiceWorked(service=service, what=what, count=count):
+                machinery.service_rows.labels(service, what).inc(count)
+            case PublishFailed(kind=kind):
+                machinery.publish_failures.labels(str(kind)).inc()
+            case LifecycleChanged(phase=phase):
+                machinery.serving.set(phase == "serving")
+
+    def observe(self, sample: Sample) -> None:
+        """Show a sample. What was in the last one and is not in this one becomes 0."""
+        sampled = self._sampled
+        _show(sampled.queue_ready, self._by_queue(sample.ready_by_queue.items()))
+        ages = ((queue, age.total_seconds()) for queue, age in sample.oldest_by_queue.items())
+        _show(sampled.oldest_waiting, self._by_queue(ages, combine=max))
+        _show(sampled.open_dead_letters, self._by_queue_and_reason(sample.open_dead_letters))
+        sampled.outbox_rows.set(sample.outbox_rows)
+        sampled.outbox_age.set(sample.outbox_age.total_seconds())
+        sampled.last_sample.set(self._now())
+
+    def exposition(self) -> bytes:
+        """Write everything in Prometheus' text format. Safe to call from any thread."""
+        return generate_latest(self._registry)
+
+    def _show_zeros(self) -> None:
+        """Alerts need series that exist before anything happens."""
+        for queue in self._queues:
+            self._machinery.consumer_up.labels(queue).set(0)
+            self._work.in_flight.labels(queue).set(0)
+            self._work.duplicates.labels(queue)
+        self._work.last_commit.set(self._now())
+
+    def _attempt_started(self, event: AttemptStarted) -> None:
+        queue = self._queue(event.task.queue)
+        self._work.in_flight.labels(queue).inc()
+        if event.waited is not None:
+            self._work.wait_seconds.labels(queue).observe(max(event.waited.total_seconds(), 0))
+
+    def _attempt_finished(self, event: AttemptFinished) -> None:
+        work = self._work
+        queue, name = self._queue(event.task.queue), self._name(event.task.name)
+        work.in_flight.labels(queue).dec()
+        work.run_seconds.labels(queue, name).observe(event.seconds)
+        word = outcome_word(event.outcome) if event.is_recorded else "claim_lost"
+        work.attempts.labels(queue, name, word).inc()
+        if not event.is_recorded:
+            return
+        work.last_commit.set(self._now())
+        if isinstance(event.outcome, Postponed):
+            work.retries.labels(queue, name).inc()
+        elif isinstance(event.outcome, Dead):
+            work.dead.labels(queue, name, event.outcome.reason).inc()
+
+    def _delivery_settled(self, event: DeliverySettled) -> None:
+        work = self._work
+        queue = self._queue(event.queue)
+        work.settled.labels(queue, event.how if event.how in HOWS else "other").inc()
+        if event.how == "duplicate":
+            work.duplicates.labels(queue).inc()
+        elif event.how == "refused":
+            work.dead.labels(queue, self._name(event.name), _reason(event.detail)).inc()
+
+    def _queue(self, queue: str) -> str:
+        return queue if queue in self._queues else UNKNOWN
+
+    def _name(self, name: str | None) -> str:
+        return name if name in self._names else UNKNOWN
+
+    def _by_queue(
+        self, items: Iterable[tuple[str, float]], combine: Callable[[float, float], float] = float.__add__
+    ) -> dict[tuple[str, ...], float]:
+        shown: dict[tuple[str, ...], float] = {(queue,): 0.0 for queue in self._queues}
+        for queue, value in items:
+            labels = (self._queue(queue),)
+            shown[labels] = combine(shown.get(labels, 0.0), float(value))
+        return shown
+
+    def _by_queue_and_reason(self, counts: Mapping[tuple[str, str], int]) -> dict[tuple[str, ...], float]:
+        shown: Tally[tuple[str, ...]] = Tally()
+        for (queue, reason), count in counts.items():
+            shown[self._queue(queue), _reason(reason)] += count
+        return {labels: float(count) for labels, count in shown.items()}
+
+
+class _Maker:
+    """Makes metrics in one registry, all with the same beginning."""
+
+    def __init__(self) -> None:
+        disable_created_metrics()  # type: ignore[no-untyped-call]  # a series more for each, of no use
+        self.registry = CollectorRegistry()
+        ProcessCollector(registry=self.registry)
+
+    def counter(self, name: str, help_text: str, *labels: str) -> Counter:
+        return Counter(f"broker_worker_{name}", help_text, labels, registry=self.registry)
+
+    def gauge(self, name: str, help_text: str, *labels: str) -> Gauge:
+        return Gauge(f"broker_worker_{name}", help_text, labels, registry=self.registry)
+
+    def histogram(self, name: str, help_text: str, *labels: str, buckets: tuple[float, ...]) -> Histogram:
+        full = f"broker_worker_{name}"
+        return Histogram(full, help_text, labels, buckets=buckets, registry=self.registry)
+
+
+class _Work:
+    """What becomes of deliveries and tasks."""
+
+    def __init__(self, make: _Maker) -> None:
+        counter = make.counter
+        self.attempts = counter("attempts", "Attempts that ended, by outcome", "queue", "task", "outcome")
+        self.retries = counter("retries", "Attempts that failed and will be repeated", "queue", "task")
+        self.dead = counter("dead", "Tasks and messages that became dead letters", "queue", "task", "reason")
+        self.settled = counter("settled", "Deliveries acked without a run, by what they were", "queue", "how")
+        self.duplicates = counter("duplicates", "Deliveries of tasks that needed no more work", "queue")
+        self.in_flight = make.gauge("in_flight", "Attempts that run at this moment", "queue")
+        self.last_commit = make.gauge(
+            "last_commit_timestamp_seconds", "When an outcome was last committed, or the worker started"
+        )
+        self.run_seconds = make.histogram(
+            "run_seconds", "How long attempts ran", "queue", "task", buckets=RUN_BUCKETS
+        )
+        self.wait_seconds = make.histogram(
+            "wait_seconds", "Time from publishing to the first attempt", "queue", buckets=WAIT_BUCKETS
+        )
+
+
+class _Machinery:
+    """How the daemon itself is."""
+
+    def __init__(self, make: _Maker) -> None:
+        self.serving = make.gauge("serving", "1 while the worker is neither starting nor stopping")
+        self.consumer_up = make.gauge("consumer_up", "1 while the broker knows our consumer", "queue")
+        self.connection_up = make.gauge("connection_up", "1 while a connection stands", "link")
+        self.publish_failures = make.counter("publish_failures", "Publishes to be tried again", "kind")
+        self.service_failures = make.counter(
+            "service_failures", "Failed turns of background services", "service"
+        )
+        self.service_rows = make.counter("service_rows", "What background services did", "service", "what")
+        self.topology_repairs = make.counter("topology_repairs", "Exchanges and queues declared again")
+
+
+class _Sampled:
+    """What only a look at the servers can tell."""
+
+    def __init__(self, make: _Maker) -> None:
+        self.queue_ready = make.gauge("queue_ready", "Messages waiting in the broker", "queue")
+        self.oldest_waiting = make.gauge("oldest_waiting_seconds", "How long the oldest task is due", "queue")
+        self.open_dead_letters = make.gauge("open_dead_letters", "Dead letters for people", "queue", "reason")
+        self.outbox_rows = make.gauge("outbox_rows", "Messages owed to the broker and due")
+        self.outbox_age = make.gauge("outbox_oldest_seconds", "How long the oldest of them is due")
+        self.last_sample = make.gauge("sample_timestamp_seconds", "When the sampled gauges were last set")
+
+
+def outcome_word(outcome: Outcome) -> str:
+    """Name an outcome for people: a label, a word in a log line."""
+    match outcome:
+        case Succeeded():
+            return "succeeded"
+        case Postponed():
+            return "failed"
+        case Dead():
+            return "dead"
+        case Cancelled():
+            return "cancelled"
+        case Released():
+            return "released"
+
+
+def _reason(text: str) -> str:
+    return text if text in set(Reason) else UNKNOWN
+
+
+def _show(gauge: Gauge, value_by_labels: Mapping[tuple[str, ...], float]) -> None:
+    """Set every series anew; none vanishes, for an alert on it would never resolve."""
+    shown = {tuple(sample.labels.values()) for metric in gauge.collect() for sample in metric.samples}
+    for labels in shown - value_by_labels.keys():
+        gauge.labels(*labels).set(0)
+    for labels, value in value_by_labels.items():
+        gauge.labels(*labels).set(value)
