@@ -155,11 +155,19 @@ class Publisher:
     async def _repair_when_wanted(self, connection: Connection) -> None:
         while True:
             await self._repair_is_wanted.wait()
-            if self._declare is not None:
-                for name in await self._declare(connection):
-                    self._emit(TopologyRepaired(name))
+            try:
+                await self._repair(connection)
+            except BrokerUnavailableError:
+                if not connection.is_open:
+                    raise
+                # refused: publishes elsewhere go on, and those that fail say so themselves
             await asyncio.sleep(REPAIR_INTERVAL)
             self._repair_is_wanted.clear()
+
+    async def _repair(self, connection: Connection) -> None:
+        if self._declare is not None:
+            for name in await self._declare(connection):
+                self._emit(TopologyRepaired(name))
 
 
 class _SharedChannel:
