@@ -153,9 +153,14 @@ class PrivatePostgres:
         return installation
 
     def _copied(self, installation: Path) -> Path:
-        copy = self._folder / "programs"
+        package = installation.parent
+        copies = self._folder / "programs"
+        copy = copies / package.name / installation.name
         shutil.copytree(installation, copy, symlinks=True, ignore=shutil.ignore_patterns("include"))
-        for path in (copy, *copy.rglob("*")):
+        libraries = package.with_name(f"{package.name}.libs")  # the programs find it by their own place
+        if libraries.is_dir():
+            shutil.copytree(libraries, copies / libraries.name)
+        for path in (copies, *copies.rglob("*")):
             if not path.is_symlink():
                 path.chmod(
                     path.stat().st_mode | (0o555 if path.is_dir() or path.parent.name == "bin" else 0o444)
