@@ -9,14 +9,15 @@ import socket
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import AsyncExitStack
+from contextlib import AbstractContextManager, AsyncExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import asyncpg
 from rich.console import Console
 
-from broker_worker.local import Servers
+from broker_worker.local import LocalServerError, Servers, local_servers
 from examples.demo.accounting import Identity, Published, is_settled, problems, totals
 from examples.demo.facts import (
     SALES,
@@ -25,9 +26,9 @@ from examples.demo.facts import (
     effects,
     is_ready,
     left_in_queues,
-    read_sales,
 )
-from examples.demo.processes import Child, child
+from examples.demo.materials import make_materials
+from examples.demo.processes import Child, ProcessFailedError, child
 from examples.demo.sinks import LOOPBACK, Mailbox, Receiver, mail_server, webhook_server
 from examples.demo.view import Progress, letters_table, progress, show_outside, show_result, slowest_table
 
@@ -43,6 +44,7 @@ SECONDS_TO_WORK = 60.0
 SECONDS_TO_STOP = 15.0
 SECONDS_BETWEEN_LOOKS = 0.2
 SLOWEST = 6
+WIDTH_OF_A_PIPE = 130
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +56,36 @@ class Stage:
     books: Books
     daemon: Child
     health: str  # host:port of the daemon's probes and metrics
+    mailbox: Mailbox
+    receiver: Receiver
+
+
+def perform() -> bool:
+    """Set up, work, take everything away again; whether everything adds up."""
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=WIDTH_OF_A_PIPE)
+    began = time.monotonic()
+    try:
+        adds_up = on_own_servers(console)
+    except (LocalServerError, ProcessFailedError, asyncpg.DuplicateSchemaError) as error:
+        console.print(f"demo: {error}", style="red", highlight=False, markup=False, soft_wrap=True)
+        return False
+    verdict = "everything is accounted for" if adds_up else "this does not add up"
+    seconds = time.monotonic() - began
+    console.print(f"{verdict}; {seconds:.0f} s in all, everything has been stopped", highlight=False)
+    return adds_up
+
+
+def on_own_servers(console: Console) -> bool:
+    """Have servers and a folder for as long as the performance takes."""
+    with TemporaryDirectory(prefix="broker-worker-demo-") as name:
+        folder = Path(name)
+        console.print("starting a RabbitMQ and a Postgres of our own…")
+        with local_servers() as servers:
+            console.print(servers.how, highlight=False)
+            make_materials(folder)
+            return asyncio.run(conduct(console, servers, folder))
 
 
 async def conduct(console: Console, servers: Servers, folder: Path) -> bool:
@@ -67,34 +99,16 @@ async def conduct(console: Console, servers: Servers, folder: Path) -> bool:
         connection = await asyncpg.connect(servers.database_url)
         running.push_async_callback(connection.close)
         await connection.execute(SALES)
-        environment = worker_environment(
-            servers,
-            folder,
-            smtp=await running.enter_async_context(mail_server(mailbox)),
-            webhook_url=running.enter_context(webhook_server(receiver)),
-        )
+        smtp = await running.enter_async_context(mail_server(mailbox))
+        webhook_url = running.enter_context(webhook_server(receiver))
+        environment = worker_environment(servers, folder, smtp=smtp, webhook_url=webhook_url)
         for words in (["migrate"], ["topology", "apply"]):
             await run_command(console, words, environment, folder)
-        daemon = running.enter_context(
-            child(
-                "broker-worker-run", [str(COMMAND), "run"], environment, folder=folder, grace=SECONDS_TO_STOP
-            )
-        )
-        stage = Stage(servers, folder, Books(connection), daemon, environment["BROKER_WORKER_HTTP_BIND"])
+        daemon = running.enter_context(worker(environment, folder))
+        health = environment["BROKER_WORKER_HTTP_BIND"]
+        stage = Stage(servers, folder, Books(connection), daemon, health, mailbox, receiver)
         await wait_until_ready(console, stage)
-        published = await work(console, stage)
-        duplicates = await count_duplicates(stage.health)
-        code = daemon.stop(within=SECONDS_TO_STOP)
-        facts = await stage.books.facts(duplicates=duplicates)
-        left = await left_in_queues(servers.amqp_url, all_queues())
-        found = problems(published, facts, effects(folder, await read_sales(connection), mailbox, receiver))
-        found += [f"{count} messages are left in {queue}" for queue, count in left.items()]
-        found += [f"the worker ended with the exit code {code}"] if code else []
-        console.print(slowest_table(await stage.books.slowest(SLOWEST)))
-        console.print(letters_table(await stage.books.dead()))
-        show_outside(console, mailbox, receiver)
-        show_result(console, totals(published, facts), found)
-        return not found
+        return await account(console, stage, await work(console, stage))
 
 
 def worker_environment(servers: Servers, folder: Path, *, smtp: str, webhook_url: str) -> dict[str, str]:
@@ -112,7 +126,7 @@ def worker_environment(servers: Servers, folder: Path, *, smtp: str, webhook_url
         "BROKER_WORKER_RETRY_MAX_DELAY": "4s",
         "BROKER_WORKER_UNKNOWN_TASK_GRACE": "3s",
         "BROKER_WORKER_MAX_BODY_BYTES": "64KiB",
-        "BROKER_WORKER_SHUTDOWN_GRACE": "5s",
+        "BROKER_WORKER_SHUTDOWN_GRACE": "3s",
         "BROKER_WORKER_HTTP_BIND": f"{LOOPBACK}:{free_port()}",
         "DEMO_DATABASE_URL": servers.database_url,
         "DEMO_FOLDER": str(folder),
@@ -136,6 +150,13 @@ async def run_command(
     name = "-".join(["broker-worker", *words])
     with child(name, [str(COMMAND), *words], environment, folder=folder) as process:
         await process.output(within=SECONDS_FOR_A_COMMAND)
+
+
+def worker(environment: Mapping[str, str], folder: Path) -> AbstractContextManager[Child]:
+    """Have the daemon, as a process that knows only its environment."""
+    return child(
+        "broker-worker-run", [str(COMMAND), "run"], environment, folder=folder, grace=SECONDS_TO_STOP
+    )
 
 
 async def wait_until_ready(console: Console, stage: Stage) -> None:
@@ -196,6 +217,23 @@ async def has_settled(stage: Stage, published: list[Published]) -> bool:
     if not is_settled(published, facts) or await stage.books.owed():
         return False
     return not await left_in_queues(stage.servers.amqp_url, all_queues())
+
+
+async def account(console: Console, stage: Stage, published: list[Published]) -> bool:
+    """Stop the daemon and show how it all ended; whether everything adds up."""
+    duplicates = await count_duplicates(stage.health)
+    code = stage.daemon.stop(within=SECONDS_TO_STOP)
+    facts = await stage.books.facts(duplicates=duplicates)
+    left = await left_in_queues(stage.servers.amqp_url, all_queues())
+    done = effects(stage.folder, await stage.books.sales(), stage.mailbox, stage.receiver)
+    found = problems(published, facts, done)
+    found += [f"{count} messages are left in {queue}" for queue, count in left.items()]
+    found += [f"the worker ended with the exit code {code}"] if code else []
+    console.print(slowest_table(await stage.books.slowest(SLOWEST)))
+    console.print(letters_table(await stage.books.dead()))
+    show_outside(console, stage.mailbox, stage.receiver)
+    show_result(console, totals(published, facts), found)
+    return not found
 
 
 def all_queues() -> list[str]:

@@ -53,7 +53,7 @@ class DeadTask:
 
 
 class Books:
-    """Looks into the daemon's schema; writes nothing there."""
+    """Looks into the tables of the daemon and of the demo; writes nothing."""
 
     def __init__(self, connection: asyncpg.Connection) -> None:
         self._connection = connection
@@ -108,6 +108,11 @@ class Books:
             for row in rows
         ]
 
+    async def sales(self) -> dict[str, tuple[str, int]]:
+        """The rows that were imported: region and cents by task id."""
+        rows = await self._connection.fetch("SELECT task_id, region, cents FROM demo.sales")
+        return {row["task_id"]: (row["region"], row["cents"]) for row in rows}
+
 
 async def count_duplicates(address: str) -> int:
     """Ask the daemon's metrics how many deliveries were duplicates."""
@@ -150,12 +155,6 @@ def effects(
         mails=Counter(mailbox.count_by_id),
         webhooks=Counter(receiver.count_by_id),
     )
-
-
-async def read_sales(connection: asyncpg.Connection) -> dict[str, tuple[str, int]]:
-    """The imported rows."""
-    rows = await connection.fetch("SELECT task_id, region, cents FROM demo.sales")
-    return {row["task_id"]: (row["region"], row["cents"]) for row in rows}
 
 
 def _identity(row: asyncpg.Record) -> Identity:

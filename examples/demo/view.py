@@ -26,6 +26,7 @@ COLOUR_BY_STATE = {
     "expired": "magenta",
 }
 SECONDS_BETWEEN_LINES = 1.0
+WIDEST = 44  # characters of a column
 
 States = Mapping[tuple[str, str], int]
 
@@ -110,7 +111,7 @@ def letters_table(letters: Iterable[DeadTask]) -> Table:
 def _table(title: str, *columns: str) -> Table:
     table = Table(box=box.SIMPLE_HEAD, title=title, title_justify="left", title_style="bold")
     for column in columns:
-        table.add_column(column, no_wrap=True)
+        table.add_column(column, no_wrap=True, max_width=WIDEST)
     return table
 
 
