@@ -384,4 +384,5 @@ def _moment(value: object) -> datetime:
             moment = datetime.fromisoformat(value)
         case _:
             raise TypeError(value)
-    return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+    # raises at the ends of the calendar, where there is no such moment in UTC and Postgres could not keep it
+    return moment.astimezone(UTC) if moment.tzinfo else moment.replace(tzinfo=UTC)

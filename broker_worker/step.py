@@ -12,7 +12,7 @@ from datetime import timedelta
 from uuid import UUID
 
 from broker_worker.dead_letter import DeadLetter, letter_of_task
-from broker_worker.message import Message
+from broker_worker.message import NOT_AFTER, Message
 from broker_worker.outcome import Cancelled, Dead, Failure, Outcome, Postponed, Reason, Released, Succeeded
 from broker_worker.task import (
     MAX_INTERRUPTIONS,
@@ -131,6 +131,7 @@ def step_of_decision(decision: Decision, row: Task | None, arrival: Arrival, *, 
                 worker=worker,
                 max_attempts=arrival.max_attempts,
                 refused_at=None,
+                reason=Reason.CRASHED if after_crash else base.reason,
             )
             return Step(row, after, record=_crash_record(row) if after_crash else None)
         case Refused(reason=reason, failure=failure):
@@ -251,7 +252,9 @@ def step_of_cancel(row: Task) -> Step:
 
 
 def step_of_replay(row: Task, message: Message) -> Step:
-    """A dead task begins again, from its dead letter."""
+    """A dead task begins again, from its dead letter, whatever its publisher's time limit was."""
+    headers = {name: value for name, value in message.headers.items() if name != NOT_AFTER}
+    message = replace(message, not_after=None, headers=headers)
     after = replace(
         _waiting(row, epoch=row.epoch + 1, state=TaskState.QUEUED),
         attempt=0,
