@@ -101,7 +101,7 @@ def private_rabbitmq(running: ExitStack) -> RabbitMQ:
             install_rabbitmq()
         except LocalServerError as error:
             raise LocalServerError(f"{missing}, and {error}") from error
-        how += ", its package installed for this"
+        how = "freshly installed, as a private node"
     node = running.enter_context(PrivateRabbitMQ())
     return RabbitMQ(node.amqp_url(), node.management_url, f"{how} on port {node.port}")
 
