@@ -30,8 +30,10 @@ class RetryPolicy:
         Equal arguments give equal answers; over the draws the mean is three
         quarters of the ceiling.
         """
-        doublings = min(attempt - 1, 40)  # more would overflow a timedelta long after passing any cap
-        ceiling = min(self.max_delay, self.delay * (1 << doublings))
+        factor = 1 << min(attempt - 1, 60)
+        # the cap is divided, because the delay multiplied overflows a timedelta before it is capped
+        is_capped = self.delay > self.max_delay // factor
+        ceiling = self.max_delay if is_capped else self.delay * factor
         return ceiling * (0.5 + jitter / 2)
 
 

@@ -27,6 +27,7 @@ class Relay:
         self._confirmed: list[int] = []
         self._refused: list[int] = []
         self._publishing = 0
+        self._is_settling = False
         self._work = asyncio.Event()
         self._results = asyncio.Event()
 
@@ -55,17 +56,17 @@ class Relay:
                 await self._work.wait()
                 while self._waiting:
                     await free.acquire()
+                    self._publishing += 1  # here, so that `drain` sees it before the task begins
                     publishes.create_task(self._publish(self._waiting.popleft(), free.release))
                 self._work.clear()
 
     async def drain(self) -> None:
-        """Return once nothing is left to publish from memory; for the end of a worker."""
-        while self._waiting or self._publishing or self._confirmed or self._refused:
+        """Return once nothing is left to publish or to settle from memory; for the end of a worker."""
+        while self._waiting or self._publishing or self._confirmed or self._refused or self._is_settling:
             self._results.set()
             await asyncio.sleep(0.02)
 
     async def _publish(self, owed: Owed, release: Callable[[], None]) -> None:
-        self._publishing += 1
         try:
             await self._publisher.publish(owed.outgoing)
         except PublishError as error:
@@ -86,6 +87,7 @@ class Relay:
             self._results.clear()
             confirmed, self._confirmed = self._confirmed, []
             refused, self._refused = self._refused, []
+            self._is_settling = True
             try:
                 if confirmed:
                     await self._outbox.delete(confirmed)
@@ -94,3 +96,5 @@ class Relay:
             except StoreUnavailableError:
                 # not deleted: sent again after two minutes, and known as a duplicate where it arrives
                 continue
+            finally:
+                self._is_settling = False
