@@ -31,6 +31,8 @@ from broker_worker.retry import RetryPolicy
 from broker_worker.services.heartbeat import INTERVAL as BEAT_INTERVAL
 from broker_worker.services.heartbeat import Heartbeat
 from broker_worker.services.periodic import every
+from broker_worker.services.pruner import INTERVAL as PRUNE_INTERVAL
+from broker_worker.services.pruner import Pruner, Retention
 from broker_worker.services.relay import Relay
 from broker_worker.services.rescuer import INTERVAL as RESCUE_INTERVAL
 from broker_worker.services.rescuer import Rescuer
@@ -38,10 +40,13 @@ from broker_worker.settings import DeadLetters, Settings, StorePayloads
 from broker_worker.store.database import Database
 from broker_worker.store.letters import LetterStore
 from broker_worker.store.outbox import OutboxStore
+from broker_worker.store.pruning import PruningStore
 from broker_worker.store.rescue import RescueStore
 from broker_worker.store.schema import check_schema, migrate
+from broker_worker.store.statistics import oldest_waiting, open_letters, outbox_gauge
 from broker_worker.store.tasks import TaskStore
 from broker_worker.store.workers import WorkerStore
+from broker_worker.telemetry.metrics import Sample
 from broker_worker.worker.daemon import Daemon, Parts, Signals
 from broker_worker.worker.executor import Executor
 from broker_worker.worker.intake import Intake
@@ -52,6 +57,8 @@ from broker_worker.worker.slots import Slots
 
 RELAY_INTERVAL = timedelta(seconds=1)
 SUMMARY_INTERVAL = timedelta(minutes=1)
+DECLARED_FOR = 3.0  # seconds for which a declaration is not repeated by another connection
+SAMPLE_INTERVAL = timedelta(seconds=15)
 LETTER_PREFETCH = 32  # dead letters at once: each is one small transaction
 RELEASE = version("broker-worker")
 
@@ -99,6 +106,8 @@ class App:
     def _build_broker(self) -> None:
         settings = self.settings
         self.topology = Topology(settings.prefix, tuple(settings.queues))
+        self._declaring = asyncio.Lock()
+        self._declared_at: float | None = None
         declare_missing = self._declare if settings.declare else None
         self.publisher = Publisher(
             self._link("publish"), self.topology, emit=self.emit, declare=declare_missing
@@ -168,6 +177,8 @@ class App:
                 self._service("heartbeat", BEAT_INTERVAL, heartbeat.run_once),
                 self._service("rescuer", RESCUE_INTERVAL, rescuer.run_once),
                 self._service("relay", RELAY_INTERVAL, self.relay.run_once),
+                self._service("pruner", PRUNE_INTERVAL, self._pruner().run_once, waits_first=True),
+                self._service("sampler", SAMPLE_INTERVAL, self._sample),
                 self._service("summary", SUMMARY_INTERVAL, self.observation.summarise, waits_first=True),
             ),
             consumptions=consumptions,
@@ -187,6 +198,31 @@ class App:
             emit=self.emit,
         )
 
+    def _pruner(self) -> Pruner:
+        settings = self.settings
+        retention = Retention(
+            succeeded=settings.retention_succeeded,
+            other=settings.retention_other,
+            dead_letters=settings.dead_letter_retention,
+            keeps_payloads=settings.store_payloads is StorePayloads.ALL,
+        )
+        return Pruner(PruningStore(self.database), retention, emit=self.emit)
+
+    async def _sample(self) -> None:
+        """Look at what only the servers know, for /metrics."""
+        depths = {queue: await self.consumption.ready_depth(queue) for queue in self.settings.queues}
+        letters = await open_letters(self.database)
+        outbox = await outbox_gauge(self.database)
+        self.observation.metrics.observe(
+            Sample(
+                ready_by_queue={queue: depth for queue, depth in depths.items() if depth is not None},
+                oldest_by_queue=await oldest_waiting(self.database),
+                open_dead_letters={(each.queue, each.reason): each.count for each in letters},
+                outbox_rows=outbox.size,
+                outbox_age=timedelta(seconds=outbox.oldest_due_age),
+            )
+        )
+
     async def _prepare(self) -> None:
         if self.settings.auto_migrate:
             await migrate(self.database)
@@ -197,7 +233,13 @@ class App:
         await self.processor.process(delivery, self.slots[delivery.queue])
 
     async def _declare(self, connection: Connection) -> list[str]:
-        return await declare(connection, self.topology)
+        """Declare what is missing: once for all connections that come up together."""
+        async with self._declaring:
+            if self._declared_at is not None and self.clock.monotonic() - self._declared_at < DECLARED_FOR:
+                return []
+            created = await declare(connection, self.topology)
+            self._declared_at = self.clock.monotonic()
+            return created
 
     def _idle(self) -> dict[str, float]:
         """Seconds for which each queue's consumer has had free prefetch without a break."""

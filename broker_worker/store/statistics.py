@@ -105,3 +105,15 @@ async def outbox_gauge(database: Database) -> OutboxGauge:
         )
         row = rows.one()
         return OutboxGauge(row.size, row.oldest_due_age)
+
+
+async def oldest_waiting(database: Database) -> dict[str, timedelta]:
+    """For each queue with tasks that wait: how long the one that was due first has been due."""
+    async with database.transaction() as connection:
+        rows = await connection.execute(
+            text(f"""
+                SELECT queue, greatest(now() - min(due_at), interval '0') AS age
+                FROM {database.schema}.tasks WHERE due_at IS NOT NULL AND state IN ('queued', 'retrying')
+                GROUP BY queue""")
+        )
+        return {row.queue: row.age for row in rows}

@@ -1,9 +1,10 @@
-"""Whatever a publisher sends, and whatever a handler does: each ends with its reason code, and the queue goes on."""
+"""Whatever a publisher sends or a handler does: it ends with its reason code, and the queue goes on."""
 
 from __future__ import annotations
 
 import asyncio
 import json
+import struct
 from datetime import UTC, datetime, timedelta
 
 import aio_pika
@@ -11,6 +12,7 @@ import pytest
 
 from tests.e2e.conftest import Service, message
 from tests.support.daemon import until
+from tests.support.raw_amqp import FLAG, nested, raw_publisher, short, table
 
 pytestmark = pytest.mark.timeout(120)
 
@@ -66,7 +68,7 @@ def test_a_dead_letter_is_published_with_its_reason_and_emptied_into_the_databas
     assert {name: letter.headers[name] for name in ("bw-task-id", "bw-reason", "bw-error-type")} == {
         "bw-task-id": "g-1",
         "bw-reason": "gave_up",
-        "bw-error-type": "broker_worker.outcome.GiveUp",
+        "bw-error-type": "GiveUp",
     }
 
 
@@ -107,12 +109,45 @@ def test_a_message_for_no_queue_is_kept_as_unroutable(service: Service) -> None:
 def test_a_message_without_an_id_is_stamped_and_done(service: Service) -> None:
     service.start()
 
-    service.publish(message("double", None, {"x": 3}))
+    publish_raw(service, FLAG["message_type"], short(b"double"), b'{"x": 3}')  # client libraries add an id
 
     service.until_states(succeeded=1)
     (row,) = service.rows("SELECT message_id, result FROM tasks")
     assert len(row["message_id"]) == 36
     assert row["result"] == "6"
+
+
+@pytest.mark.parametrize(
+    ("flags", "properties"),
+    [
+        (FLAG["timestamp"], struct.pack(">Q", 999_999_999_999_999)),
+        (FLAG["headers"], table((b"t", b"T" + struct.pack(">Q", 2**63)))),
+        (FLAG["headers"], nested(3000)),
+        (FLAG["headers"], table((b"\xff\xfe", b"t\x01"))),
+    ],
+    ids=["timestamp", "time header", "nesting", "header name"],
+)
+def test_a_message_that_kills_the_frame_decoder_of_clients_becomes_a_dead_letter(
+    service: Service, flags: int, properties: bytes
+) -> None:
+    service.start()
+
+    publish_raw(service, flags, properties, b"its body")
+    service.publish(message("double", "next", {"x": 1}))
+
+    service.until_states(succeeded=1)
+    (letter,) = service.rows("SELECT reason, body FROM dead_letters")
+    assert (letter["reason"], letter["body"]) == ("malformed", b"its body")
+
+
+def publish_raw(service: Service, flags: int, properties: bytes, body: bytes) -> None:
+    async def publish() -> None:
+        async with raw_publisher(service.amqp_url) as publisher:
+            await publisher.publish(
+                f"{service.prefix}.tasks", b"default", flags=flags, properties=properties, body=body
+            )
+
+    asyncio.run(publish())
 
 
 def test_a_duplicate_is_acked_and_not_run(service: Service) -> None:

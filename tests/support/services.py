@@ -28,6 +28,8 @@ import asyncpg
 
 from broker_worker.local import LocalServerError, Servers
 from broker_worker.local.network import run_apart
+from broker_worker.store.database import Database
+from broker_worker.store.schema import migrate
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -37,6 +39,15 @@ SECONDS_TO_END = 20.0
 
 def prepare_template(url: str) -> None:
     """Bring the database that every test gets a copy of to the newest schema; once in a run."""
+
+    async def bring_up_to_date() -> None:
+        database = Database.open(lambda: url, schema="broker_worker", pool_size=1)
+        try:
+            await migrate(database)
+        finally:
+            await database.close()
+
+    run_apart(bring_up_to_date)
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,18 +166,19 @@ def fresh_broker(servers: Servers) -> Iterator[Broker]:
         call_management(servers.management_url, "DELETE", f"/api/vhosts/{name}")
 
 
-def call_management(url: str, method: str, path: str) -> bytes:
+def call_management(url: str, method: str, path: str, body: bytes | None = None) -> bytes:
     """Call RabbitMQ's HTTP API and return the body of its answer."""
     address = urlsplit(url)
     credentials = b64encode(f"{address.username}:{address.password}".encode()).decode()
     request = urllib.request.Request(
         f"{address.scheme}://{address.hostname}:{address.port}{path}",
         method=method,
+        data=body,
         headers={"Authorization": f"Basic {credentials}", "Content-Type": "application/json"},
     )
     with urllib.request.urlopen(request, timeout=20) as answer:
-        body: bytes = answer.read()
-        return body
+        answered: bytes = answer.read()
+        return answered
 
 
 def create_database(servers: Servers, *, prefix: str, template: str = "template1") -> str:
