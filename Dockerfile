@@ -8,8 +8,10 @@ WORKDIR /build
 RUN python3 -m venv --without-pip /opt/venv
 COPY requirements requirements
 RUN python3 -m pip --python /opt/venv install --only-binary :all: --require-hashes -r requirements/runtime.txt
-# What builds the wheel comes from the lock, too; a tool that is missing here makes pip stop, not guess.
-RUN awk '/^[a-z]/ { keep = /^(hatchling|packaging|pathspec|pluggy|trove-classifiers)==/ } keep' \
+# What builds the wheel comes from the lock, too: hatchling, and what is in there because of it.
+RUN awk '/^[a-z]/ { tool = "" } \
+         { tool = tool $0 "\n" } \
+         /^    # / && (tool ~ /^hatchling=/ || / hatchling$/) { printf "%s", tool; tool = "" }' \
         requirements/dev.txt > build.txt \
     && python3 -m venv --without-pip build \
     && python3 -m pip --python build install --only-binary :all: --require-hashes -r build.txt

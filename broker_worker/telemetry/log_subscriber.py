@@ -46,6 +46,7 @@ class LogSubscriber:
         self._log: structlog.stdlib.BoundLogger = structlog.stdlib.get_logger(LOGGER).bind()
         self._counts: Counter[str] = Counter()
         self._in_flight = 0
+        self._is_draining = False
 
     def __call__(self, event: Event) -> None:  # noqa: C901, PLR0912 - one case per event
         match event:
@@ -56,15 +57,11 @@ class LogSubscriber:
             case DeliverySettled():
                 self._delivery_settled(event)
             case ConnectionChanged(link=link, is_up=is_up, detail=detail):
-                level = logging.INFO if is_up else logging.WARNING
-                self._log.log(
-                    level, "connected" if is_up else "connection lost", link=link, **_given(detail=detail)
-                )
+                message = "connected" if is_up else "connection lost"
+                self._log.log(self._link_level(is_up=is_up), message, link=link, **_given(detail=detail))
             case ConsumerChanged(queue=queue, is_up=is_up, detail=detail):
-                level = logging.INFO if is_up else logging.WARNING
-                self._log.log(
-                    level, "consuming" if is_up else "consumer lost", queue=queue, **_given(detail=detail)
-                )
+                message = "consuming" if is_up else "consumer lost"
+                self._log.log(self._link_level(is_up=is_up), message, queue=queue, **_given(detail=detail))
             case TopologyRepaired(what=what):
                 self._log.warning("topology repaired", what=what)
             case ServiceFailed():
@@ -73,10 +70,8 @@ class LogSubscriber:
                 self._log.debug("service worked", service=service, what=what, count=count)
             case PublishFailed(kind=kind, routing_key=key, error=error):
                 self._log.warning("publish failed", kind=str(kind), routing_key=key, error=error)
-            case LifecycleChanged(phase=phase, detail=detail):
-                level = logging.WARNING if phase in WORRYING_PHASES else logging.INFO
-                message = MESSAGE_BY_PHASE.get(phase, "worker changed")
-                self._log.log(level, message, phase=phase, **_given(detail=detail))
+            case LifecycleChanged():
+                self._lifecycle_changed(event)
 
     def summarise(self) -> None:
         """Write what happened since the last summary. Call it once a minute."""
@@ -132,6 +127,16 @@ class LogSubscriber:
             how=event.how,
             **_given(task=event.name, task_id=event.task_id, reason=event.detail),
         )
+
+    def _lifecycle_changed(self, event: LifecycleChanged) -> None:
+        self._is_draining |= event.phase == "draining"
+        level = logging.WARNING if event.phase in WORRYING_PHASES else logging.INFO
+        message = MESSAGE_BY_PHASE.get(event.phase, "worker changed")
+        self._log.log(level, message, phase=event.phase, **_given(detail=event.detail))
+
+    def _link_level(self, *, is_up: bool) -> int:
+        """What goes down while the worker stops goes down by its own will."""
+        return logging.INFO if is_up or self._is_draining else logging.WARNING
 
     def _service_failed(self, event: ServiceFailed) -> None:
         """A server that is away says it all in one line; anything else is a fault of ours."""

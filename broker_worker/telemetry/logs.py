@@ -24,6 +24,8 @@ from broker_worker.telemetry.redaction import Redactor, plain
 QUIET = ("aiormq", "aio_pika", "pamqp", "asyncio", "alembic", "sqlalchemy", "asyncpg")
 # They log frames, messages and URLs with the objects' own texts, on errors as well.
 WIRE = ("aiormq", "aio_pika", "pamqp")
+# At every attempt to connect, as an error. Our own `connection lost` says it less often, and why.
+REPETITIONS = ("error when creating transport: %r",)
 RESERVED = frozenset({"timestamp", "level", "message", "event", "logger", "exception"})
 LIBRARY = frozenset(logging.makeLogRecord({}).__dict__) | {"message", "asctime", "taskName"}
 FIRST = ("timestamp", "level", "message", "logger", "task", "task_id", "trace_id")  # the others as they come
@@ -71,7 +73,9 @@ def configure(
 
 def is_wanted(record: logging.LogRecord) -> bool:
     """Keep noisy libraries quiet, also when somebody has set their level lower."""
-    return record.levelno >= logging.WARNING or record.name.partition(".")[0] not in QUIET
+    if not _is_from(QUIET, record):
+        return True
+    return record.levelno >= logging.WARNING and record.msg not in REPETITIONS
 
 
 class Assembly:

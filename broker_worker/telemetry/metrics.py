@@ -95,7 +95,7 @@ class MetricsSubscriber:
             case ConnectionChanged(link=link, is_up=is_up):
                 machinery.connection_up.labels(link).set(is_up)
             case ConsumerChanged(queue=queue, is_up=is_up):
-                machinery.consumer_up.labels(self._queue(queue)).set(is_up)
+                machinery.consumer_up.labels(queue).set(is_up)  # ours all, those of dead letters as well
             case TopologyRepaired():
                 machinery.topology_repairs.inc()
             case ServiceFailed(service=service):

@@ -105,6 +105,17 @@ def test_a_dead_task_comes_with_its_traceback_and_a_failed_attempt_without(lines
     assert dead["exception"] == FAILURE.traceback
 
 
+def test_what_a_worker_closes_as_it_stops_is_no_warning(lines: Lines) -> None:
+    lines.configure()
+    subscriber = LogSubscriber()
+
+    subscriber(LifecycleChanged("draining", "SIGTERM"))
+    subscriber(ConsumerChanged("email", is_up=False))
+    subscriber(ConnectionChanged("consume", is_up=False))
+
+    assert [line["level"] for line in lines.all] == ["info"] * 3
+
+
 def test_a_result_is_never_shown(lines: Lines) -> None:
     lines.configure()
 

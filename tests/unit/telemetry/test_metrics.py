@@ -96,7 +96,6 @@ def test_a_hundred_thousand_unknown_names_are_one_series(metrics: MetricsSubscri
         metrics(AttemptFinished(task, 1, Succeeded(), 0.1))
         metrics(DeliverySettled(f"q{number}", f"n{number}", "m", "refused", f"reason {number}"))
         metrics(DeliverySettled(f"q{number}", f"n{number}", "m", f"how {number}"))
-        metrics(ConsumerChanged(f"q{number}", is_up=True))
         metrics.observe(
             Sample(
                 ready_by_queue={f"q{number}": 1},
@@ -131,6 +130,7 @@ def test_the_machinery_shows_how_it_is(metrics: MetricsSubscriber) -> None:
     metrics(ConnectionChanged("consume", is_up=True))
     metrics(ConnectionChanged("consume", is_up=False))
     metrics(ConsumerChanged("email", is_up=True))
+    metrics(ConsumerChanged("bw.dead.email", is_up=True))
     metrics(PublishFailed("copy", "email", "returned"))
     metrics(ServiceFailed("relay", OSError()))
     metrics(ServiceWorked("rescuer", "rescued", 3))
@@ -142,6 +142,7 @@ def test_the_machinery_shows_how_it_is(metrics: MetricsSubscriber) -> None:
     assert found["connection_up", "consume"] == 0
     assert found["consumer_up", "email"] == 1
     assert found["consumer_up", "reports"] == 0
+    assert found["consumer_up", "bw.dead.email"] == 1
     assert found["publish_failures_total", "copy"] == 1
     assert found["service_failures_total", "relay"] == 1
     assert found["service_rows_total", "rescuer", "rescued"] == 3
