@@ -87,18 +87,23 @@ class LogSubscriber:
 
     def _attempt_started(self, event: AttemptStarted) -> None:
         self._in_flight += 1
+        if not self._is_debugging:
+            return
         waited = round(event.waited.total_seconds(), 3) if event.waited is not None else None
         self._log.debug("attempt started", **_task(event.task, event.attempt), **_given(waited_s=waited))
 
     def _attempt_finished(self, event: AttemptFinished) -> None:
         self._in_flight = max(self._in_flight - 1, 0)
+        if isinstance(event.outcome, Succeeded) and event.is_recorded:
+            self._counts["succeeded"] += 1
+            if not self._is_debugging:
+                return
         log = self._log.bind(**_task(event.task, event.attempt), seconds=round(event.seconds, 3))
         if not event.is_recorded:
             log.warning("claim lost, outcome dropped", outcome=type(event.outcome).__name__.lower())
             return
         match event.outcome:
             case Succeeded():
-                self._counts["succeeded"] += 1
                 log.debug("task succeeded")
             case Postponed(delay=delay, failure=failure, reason=reason):
                 self._counts["failed"] += 1
@@ -114,6 +119,11 @@ class LogSubscriber:
                 log.debug("task cancelled")
             case Released():
                 log.debug("task released")
+
+    @property
+    def _is_debugging(self) -> bool:
+        """Asked first where a task succeeds: to make a line and drop it would cost more than to count."""
+        return logging.getLogger(LOGGER).isEnabledFor(logging.DEBUG)
 
     def _delivery_settled(self, event: DeliverySettled) -> None:
         if event.how == "duplicate":
