@@ -22,7 +22,7 @@ from broker_worker.events import (
     TopologyRepaired,
 )
 from broker_worker.message import TaskId
-from broker_worker.outcome import Cancelled, Dead, Failure, Postponed, Released, Succeeded
+from broker_worker.outcome import Cancelled, Dead, Failure, Outcome, Postponed, Released, Succeeded
 
 LOGGER = "broker_worker"
 # Everything else that is settled without a run is daily business, and counted.
@@ -99,10 +99,13 @@ class LogSubscriber:
             if not self._is_debugging:
                 return
         log = self._log.bind(**_task(event.task, event.attempt), seconds=round(event.seconds, 3))
-        if not event.is_recorded:
+        if event.is_recorded:
+            self._outcome_recorded(log, event.outcome)
+        else:
             log.warning("claim lost, outcome dropped", outcome=type(event.outcome).__name__.lower())
-            return
-        match event.outcome:
+
+    def _outcome_recorded(self, log: structlog.stdlib.BoundLogger, outcome: Outcome) -> None:
+        match outcome:
             case Succeeded():
                 log.debug("task succeeded")
             case Postponed(delay=delay, failure=failure, reason=reason):
