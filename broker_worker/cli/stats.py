@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from broker_worker.cli.output import AsJson, Column, print_rows
+from broker_worker.cli.output import AsJson, Column, note, print_rows
 from broker_worker.cli.session import parse_span, with_database
 
 if TYPE_CHECKING:
@@ -47,8 +47,10 @@ def stats(
     """
     from broker_worker.store.statistics import stats as count
 
-    rows = with_database(lambda database: count(database, since=since))
-    print_rows(rows, COLUMNS, as_json=as_json)
+    found = with_database(lambda database: count(database, since=since))
+    print_rows(found.rows, COLUMNS, as_json=as_json)
+    if found.is_partial:
+        note("there are too many: only the newest were counted; ask for less by --since")
 
 
 def add_to(app: typer.Typer) -> None:

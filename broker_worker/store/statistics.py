@@ -9,9 +9,11 @@ from sqlalchemy import text
 
 from broker_worker.store.database import Database
 from broker_worker.store.queries import DISORDER, key_at
+from broker_worker.task import TaskState
 
+STATES = tuple(str(state) for state in TaskState)
 DAY = timedelta(hours=24)
-MAX_COUNTED = 1_000_000  # newest tasks that `stats` looks at; a second or two
+MAX_COUNTED = 500_000  # newest tasks that `stats` looks at; it takes some seconds
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +36,14 @@ class TaskStats:
 
 
 @dataclass(frozen=True, slots=True)
+class Stats:
+    """All of them. `is_partial`: there were too many, and only the newest were counted."""
+
+    rows: list[TaskStats]
+    is_partial: bool
+
+
+@dataclass(frozen=True, slots=True)
 class OpenLetters:
     """How many dead letters wait for a person."""
 
@@ -50,23 +60,21 @@ class OutboxGauge:
     oldest_due_age: float
 
 
-async def stats(database: Database, *, since: timedelta = DAY) -> list[TaskStats]:
+async def stats(database: Database, *, since: timedelta = DAY) -> Stats:
     """Count the tasks created within `since`, and all that wait, by queue and name."""
     async with database.transaction() as connection:
         now: datetime = (await connection.execute(text("SELECT now()"))).scalar_one()
         low = await key_at(connection, database.schema, now - since - DISORDER)
-        states = ", ".join(
-            f"count(*) FILTER (WHERE state = '{state}') AS {state}"
-            for state in ("queued", "running", "retrying", "succeeded", "dead", "cancelled", "expired")
-        )
+        counts = ", ".join(f"count(*) FILTER (WHERE state = '{state}') AS {state}" for state in STATES)
         duration = "extract(epoch FROM finished_at - started_at)"
         rows = await connection.execute(
             text(f"""
-                SELECT queue, name, {states},
+                SELECT queue, name, {", ".join(STATES)}, failure_rate,
+                  durations[1], durations[2], duration_max
+                FROM (SELECT queue, name, {counts},
                   count(*) FILTER (WHERE state = 'dead')::float
                     / nullif(count(*) FILTER (WHERE state IN ('dead', 'succeeded')), 0) AS failure_rate,
-                  percentile_cont(0.5) WITHIN GROUP (ORDER BY {duration})::float AS duration_p50,
-                  percentile_cont(0.95) WITHIN GROUP (ORDER BY {duration})::float AS duration_p95,
+                  percentile_cont(ARRAY[0.5, 0.95]) WITHIN GROUP (ORDER BY {duration})::float[] AS durations,
                   max({duration})::float AS duration_max
                 FROM (
                   (SELECT queue, name, state, started_at, finished_at FROM {database.schema}.tasks
@@ -77,10 +85,11 @@ async def stats(database: Database, *, since: timedelta = DAY) -> list[TaskStats
                   WHERE due_at IS NOT NULL AND state IN ('queued', 'retrying')
                     AND created_at < now() - CAST(:since AS interval)
                 ) t
-                GROUP BY queue, name ORDER BY queue, name"""),
+                GROUP BY queue, name) grouped ORDER BY queue, name"""),
             {"low": low, "since": since},
         )
-        return [TaskStats(*row) for row in rows]
+        found = [TaskStats(*row) for row in rows]
+    return Stats(found, is_partial=sum(_total(each) for each in found) >= MAX_COUNTED)
 
 
 async def open_letters(database: Database) -> list[OpenLetters]:
@@ -117,3 +126,7 @@ async def oldest_waiting(database: Database) -> dict[str, timedelta]:
                 GROUP BY queue""")
         )
         return {row.queue: row.age for row in rows}
+
+
+def _total(row: TaskStats) -> int:
+    return sum((row.queued, row.running, row.retrying, row.succeeded, row.dead, row.cancelled, row.expired))

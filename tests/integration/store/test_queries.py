@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from broker_worker.outcome import Reason
-from broker_worker.store import queries
+from broker_worker.store import queries, statistics
 from broker_worker.store.queries import TaskFilter, TaskLookup, list_tasks, show_task
 from broker_worker.store.statistics import open_letters, outbox_gauge, stats
 from tests.support.inbox import Inbox, a_failure, a_message, opened
@@ -141,7 +141,7 @@ async def test_stats_count_states_and_failures_by_queue_and_name(database_url: s
         await inbox.claim(a_message("t-5"))
         await inbox.claim(a_message("t-6", queue="reports"))
 
-        emails, reports = await stats(inbox.database)
+        emails, reports = (await stats(inbox.database)).rows
 
         assert (emails.queue, emails.name) == ("email", "email.send")
         assert (emails.succeeded, emails.dead, emails.running) == (3, 1, 1)
@@ -160,7 +160,7 @@ async def test_durations_are_those_of_the_last_attempt(database_url: str) -> Non
                 seconds=number,
             )
 
-        [only] = await stats(inbox.database)
+        [only] = (await stats(inbox.database)).rows
 
         assert only.duration_p50 == pytest.approx(50.5)
         assert only.duration_p95 == pytest.approx(95.05)
@@ -172,9 +172,23 @@ async def test_stats_forget_what_is_old_but_not_what_still_waits(database_url: s
         for claim in (await inbox.succeed(a_message("t-1")), await inbox.postpone(a_message("t-2"))):
             await inbox.age(3, key=claim.key)
 
-        [only] = await stats(inbox.database)
+        [only] = (await stats(inbox.database)).rows
 
         assert (only.succeeded, only.retrying) == (0, 1)
+
+
+async def test_stats_of_too_many_tasks_say_that_only_the_newest_were_counted(
+    database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(statistics, "MAX_COUNTED", 2)
+    async with opened(database_url) as inbox:
+        await inbox.die(a_message("oldest"))
+        await some_tasks(inbox, 2)
+
+        found = await stats(inbox.database)
+
+        assert found.is_partial
+        assert [(row.succeeded, row.dead) for row in found.rows] == [(2, 0)]
 
 
 async def test_open_letters_are_counted_by_queue_and_reason(database_url: str) -> None:
