@@ -154,8 +154,9 @@ def letter_outgoing(letter: DeadLetter, *, worker: str, failed_at: datetime) -> 
 
 
 def letter_key(letter: DeadLetter) -> str:
-    """Build the routing key `<queue>.<reason>.<task>`, cut to what AMQP can carry."""
-    key = f"{letter.queue}.{letter.reason}.{letter.name or 'unknown'}".encode("utf-8", "replace")
+    """Build the routing key `<queue>.<reason>.<task>`, cut to what AMQP and Postgres can carry."""
+    text = f"{letter.queue}.{letter.reason}.{letter.name or 'unknown'}".replace("\0", "\ufffd")
+    key = text.encode("utf-8", "replace")
     return key[:_LONGEST_KEY].decode("utf-8", "ignore")
 
 

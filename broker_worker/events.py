@@ -42,6 +42,7 @@ class AttemptStarted:
     task: TaskId
     attempt: int
     waited: timedelta | None
+    trace_id: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +54,7 @@ class AttemptFinished:
     outcome: Outcome
     seconds: float
     is_recorded: bool = True
+    trace_id: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

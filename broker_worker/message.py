@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
@@ -22,6 +23,7 @@ MAX_NAME_LENGTH = 200  # characters
 MAX_EPOCH = 2**31 - 1  # a Postgres integer
 TEXT_ENCODINGS = frozenset({"", "utf-8", "utf8", "identity"})
 NOT_COPIED = frozenset({"cc", "bcc"})
+TRACEPARENT = re.compile("[0-9a-f]{2}-([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}.*")
 TASK_ID = "bw-task-id"
 EPOCH = "bw-epoch"
 ATTEMPT = "bw-attempt"
@@ -69,6 +71,7 @@ class Message:
     task: TaskId
     body: bytes = field(repr=False)
     content_type: str | None = None
+    content_encoding: str | None = None
     correlation_id: str | None = None
     reply_to: str | None = None
     app_id: str | None = None
@@ -83,6 +86,12 @@ class Message:
     def media_type(self) -> str:
         """The content type without parameters, lower case; JSON where none was given."""
         return media_type(self.content_type)
+
+    @property
+    def trace_id(self) -> str | None:
+        """The trace that this task belongs to, from a W3C `traceparent` header."""
+        found = TRACEPARENT.fullmatch(str(self.headers.get("traceparent", "")))
+        return found[1] if found else None
 
     def digest(self) -> bytes:
         """Tell two messages with one identity apart: SHA-256 over media type and body."""
@@ -149,6 +158,7 @@ def _bare(properties: Properties, body: bytes, task: TaskId) -> Message:
         task=task,
         body=body,
         content_type=properties.content_type,
+        content_encoding=properties.content_encoding,
         correlation_id=properties.correlation_id,
         reply_to=properties.reply_to,
         app_id=properties.app_id,
@@ -217,6 +227,7 @@ def to_record(message: Message) -> dict[str, object]:
     """Everything of a message but its body and identity, as JSON can hold it."""
     return {
         "content_type": message.content_type,
+        "content_encoding": message.content_encoding,
         "correlation_id": message.correlation_id,
         "reply_to": message.reply_to,
         "app_id": message.app_id,
@@ -244,6 +255,7 @@ def from_record(task: TaskId, body: bytes, record: Mapping[str, object], *, epoc
 
 _RECORDED = (
     "content_type",
+    "content_encoding",
     "correlation_id",
     "reply_to",
     "app_id",

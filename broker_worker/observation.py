@@ -80,11 +80,12 @@ class Observation:
 
     def _enter(self, phase: str, detail: str) -> None:
         match phase:
+            case "starting":
+                self.health.mark_started()  # what it waits for is readiness; a restart would not bring it
             case "waiting":
                 self.health.set(Check.DATABASE, ok=False, detail=detail)
             case "serving":
                 self.health.set(Check.SCHEMA, ok=True)
-                self.health.mark_started()
             case "draining":
                 self.health.set(Check.DRAINING, ok=False, detail="the daemon is stopping")
             case _:

@@ -148,7 +148,7 @@ class Settings(BaseSettings):
         timedelta(days=90), description="dead, cancelled and expired tasks"
     )
     dead_letter_retention: Annotated[timedelta | None, retention(SECOND)] = Field(
-        None, description="open dead letters: kept until somebody replays or discards them"
+        None, description="dead letters after their replay or discard; open ones are always kept"
     )
     dead_letters: Annotated[DeadLetters, choice(DeadLetters)] = Field(
         DeadLetters.DATABASE, description="where people find them; queue leaves them to other tools"

@@ -19,6 +19,7 @@ from broker_worker.cli.output import AsJson, print_json
 from broker_worker.cli.session import load_settings, parse_moment
 from broker_worker.cli.topology import topology_of
 from broker_worker.errors import BrokerWorkerError, ConfigurationError, PublishError
+from broker_worker.message import TASK_ID
 
 if TYPE_CHECKING:
     from broker_worker.outgoing import Outgoing
@@ -75,7 +76,7 @@ def publish(
     settings = load_settings("amqp_url")
     queue = queue or _only_queue(settings)
     task_id = id_ or uuid4().hex
-    headers: dict[str, object] = {**_headers(header or ()), "task-id": task_id}
+    headers: dict[str, object] = {**_headers(header or ()), TASK_ID: task_id}
     if deliver_at is not None:
         headers["deliver-at"] = deliver_at.isoformat()
     if not_after is not None:

@@ -237,7 +237,7 @@ async def _attempts(connection: AsyncConnection, schema: str, steps: Sequence[St
 async def insert_letters(
     connection: AsyncConnection, schema: str, letters: Sequence[DeadLetter], *, worker: UUID | None
 ) -> set[UUID]:
-    """Insert dead letters; one that is there already stays as it is. Returns the new ones' ids."""
+    """Insert dead letters, or open them again where they were answered before. Returns those ids."""
     inserted = set()
     statement = text(f"""
         INSERT INTO {schema}.dead_letters (id, task_key, queue, name, message_id, reason, error_type,
@@ -245,7 +245,8 @@ async def insert_letters(
         VALUES (:id, CAST(:task_key AS bigint), :queue, CAST(:name AS text), CAST(:message_id AS text),
           :reason, :error_type, :error_message, CAST(:fingerprint AS text), :attempt, :epoch, :worker,
           :body, CAST(CAST(:properties AS text) AS json))
-        ON CONFLICT (id) DO NOTHING RETURNING id""")
+        ON CONFLICT (id) DO UPDATE SET resolved_at = NULL, resolution = NULL
+        WHERE dead_letters.resolved_at IS NOT NULL RETURNING id""")
     for letter in letters:
         values = {
             "id": letter.id,

@@ -175,7 +175,7 @@ def split_url(url: str) -> str:
 
 def _creator(reveal_url: Callable[[], str], application: str) -> Callable[..., Any]:
     async def connect(*_args: object, **_kwargs: object) -> asyncpg.Connection:
-        return await asyncpg.connect(  # type: ignore[no-any-return, no-untyped-call]  # asyncpg has no types
+        return await asyncpg.connect(
             split_url(reveal_url()),
             timeout=CONNECT_TIMEOUT.total_seconds(),
             command_timeout=COMMAND_TIMEOUT.total_seconds(),

@@ -19,7 +19,11 @@ class LetterStore:
         """Whether this letter, with this body, is there; anybody can write an id into a header."""
         async with self._database.transaction() as connection:
             found = await connection.execute(
-                text(f"SELECT body FROM {self._database.schema}.dead_letters WHERE id = :id"), {"id": letter}
+                text(f"SELECT body, resolved_at FROM {self._database.schema}.dead_letters WHERE id = :id"),
+                {"id": letter},
             )
             row = found.first()
-        return row is not None and row.body == body
+        if row is None:
+            return False
+        is_erased = row.body == b"" and row.resolved_at is not None
+        return row.body == body or is_erased

@@ -11,7 +11,7 @@ from uuid import UUID
 from sqlalchemy import Row, text
 
 from broker_worker.dead_letter import DeadLetter, carried_properties, letter_outgoing
-from broker_worker.message import Properties, TaskId, from_record
+from broker_worker.message import TASK_ID, Properties, TaskId, from_record
 from broker_worker.outcome import Failure, Reason
 from broker_worker.outgoing import Kind, Outgoing, Owed, copy_outgoing
 from broker_worker.store.apply import PROMPTNESS
@@ -108,7 +108,9 @@ def _outgoing(row: Row[Any]) -> Outgoing | None:
                 body=row.body,
             )
         case Kind.DEAD_LETTER:
-            return letter_outgoing(_letter(row), worker=str(row.letter_worker), failed_at=_utc(row.failed_at))
+            return letter_outgoing(
+                _letter(row), worker=str(row.letter_worker or ""), failed_at=_utc(row.failed_at)
+            )
         case Kind.COPY:
             return _copy_of_task(row) if row.task_key is not None else _copy_of_letter(row)
 
@@ -128,7 +130,7 @@ def _copy_of_letter(row: Row[Any]) -> Outgoing | None:
     carried = carried_properties(_json(row.letter_properties))
     headers = dict(carried.headers)
     if row.letter_message_id is not None:
-        headers["task-id"] = row.letter_message_id
+        headers[TASK_ID] = row.letter_message_id
     properties = Properties(
         type=row.letter_name,
         content_type=carried.content_type,

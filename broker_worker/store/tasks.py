@@ -134,18 +134,24 @@ class TaskStore:
     # --- arrivals ----------------------------------------------------------------
 
     async def _commit_arrivals(self, batch: Sequence[Coming]) -> list[Met | None]:
-        """Claim new tasks in one statement; decide the rest under their rows' locks."""
+        """Claim new tasks in one statement; decide the rest under their rows' locks.
+
+        Memory is told last: if the second commit fails, every writer of the batch is told so and
+        comes again, and a claim of the first that memory knew would then look like a run that goes on.
+        """
         fresh = [coming for coming in batch if _is_plainly_new(coming.arrival)]
-        met: dict[TaskId, Met] = {}
-        if fresh:
-            met = await self._claim_new(fresh)
-        rest = [coming for coming in batch if coming.arrival.message.task not in met]
-        if rest:
-            met |= await self._decide(rest)
+        claimed = await self._claim_new(fresh) if fresh else {}
+        rest = [coming for coming in batch if coming.arrival.message.task not in claimed]
+        met = await self._decide(rest) if rest else {}
+        for coming in fresh:
+            task = coming.arrival.message.task
+            if task in claimed:
+                row = _first_row(coming.arrival, claimed[task], self._worker)
+                met[task] = self._remember(Claimed(attempt=1, epoch=1), row, coming)
         return [met.get(coming.arrival.message.task) for coming in batch]
 
-    async def _claim_new(self, batch: Sequence[Coming]) -> dict[TaskId, Met]:
-        """Insert the rows that are not there yet, as claims of their first attempt."""
+    async def _claim_new(self, batch: Sequence[Coming]) -> dict[TaskId, int]:
+        """Insert the rows that are not there yet, as claims of their first attempt; their keys."""
         batch = sorted(batch, key=lambda coming: coming.arrival.message.task)  # one lock order for all
         arrivals = [coming.arrival for coming in batch]
         async with self._database.transaction() as connection:
@@ -182,17 +188,7 @@ class TaskStore:
                     "not_after": [arrival.message.not_after for arrival in arrivals],
                 },
             )
-            key_by_task = {TaskId(row.queue, row.name, row.message_id): row.key for row in rows}
-        met = {}
-        for coming in batch:
-            task = coming.arrival.message.task
-            if task in key_by_task:
-                met[task] = self._claimed_new(coming, key_by_task[task])
-        return met
-
-    def _claimed_new(self, coming: Coming, key: int) -> Met:
-        row = _first_row(coming.arrival, key, self._worker)
-        return self._remember(Claimed(attempt=1, epoch=1), row, coming)
+            return {TaskId(row.queue, row.name, row.message_id): row.key for row in rows}
 
     async def _decide(self, batch: Sequence[Coming]) -> dict[TaskId, Met]:
         """Lock the rows that are there, decide each delivery, and write it all in one transaction.

@@ -90,7 +90,11 @@ class LogSubscriber:
         if not self._is_debugging:
             return
         waited = round(event.waited.total_seconds(), 3) if event.waited is not None else None
-        self._log.debug("attempt started", **_task(event.task, event.attempt), **_given(waited_s=waited))
+        self._log.debug(
+            "attempt started",
+            **_task(event.task, event.attempt),
+            **_given(waited_s=waited, trace_id=event.trace_id),
+        )
 
     def _attempt_finished(self, event: AttemptFinished) -> None:
         self._in_flight = max(self._in_flight - 1, 0)
@@ -98,7 +102,8 @@ class LogSubscriber:
             self._counts["succeeded"] += 1
             if not self._is_debugging:
                 return
-        log = self._log.bind(**_task(event.task, event.attempt), seconds=round(event.seconds, 3))
+        fields = {**_task(event.task, event.attempt), **_given(trace_id=event.trace_id)}
+        log = self._log.bind(**fields, seconds=round(event.seconds, 3))
         if event.is_recorded:
             self._outcome_recorded(log, event.outcome)
         else:

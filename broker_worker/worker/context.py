@@ -45,7 +45,14 @@ class Context(Injected):
 
     def log_fields(self) -> Mapping[str, object]:
         """What every line about this attempt carries; no key is one of `logging.LogRecord`'s own."""
-        return {"task": self.name, "task_id": self.task_id, "queue": self.queue, "attempt": self.attempt}
+        fields: dict[str, object] = {
+            "task": self.name,
+            "task_id": self.task_id,
+            "queue": self.queue,
+            "attempt": self.attempt,
+        }
+        trace_id = self.message.trace_id
+        return fields if trace_id is None else {**fields, "trace_id": trace_id}
 
 
 current_task: ContextVar[Context | None] = ContextVar("current_task", default=None)

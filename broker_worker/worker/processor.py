@@ -247,7 +247,7 @@ class Processor:
         limits = prepared.handler.limits(self._rules.limits)
         published_at = claim.message.published_at
         waited = started - published_at if published_at is not None and claim.attempt == 1 else None
-        self._emit(AttemptStarted(claim.row.id, claim.attempt, waited))
+        self._emit(AttemptStarted(claim.row.id, claim.attempt, waited, claim.message.trace_id))
         context = Context(
             message=claim.message,
             attempt=claim.attempt,
@@ -272,7 +272,11 @@ class Processor:
                 outcome = _without_values(outcome, error)
                 self._runs.conclude(claim, outcome)
             else:
-                self._emit(AttemptFinished(claim.row.id, claim.attempt, outcome, seconds, is_recorded))
+                self._emit(
+                    AttemptFinished(
+                        claim.row.id, claim.attempt, outcome, seconds, is_recorded, claim.message.trace_id
+                    )
+                )
                 return is_recorded
 
     async def _ack(self, claim: Claim, slots: Slots, *, is_recorded: bool) -> None:

@@ -50,6 +50,7 @@ class DaemonProcess:
         self._port = free_port()
         self.log = log
         base = {name: value for name, value in os.environ.items() if not name.startswith("BROKER_WORKER_")}
+        base.pop("PYTHONDONTWRITEBYTECODE", None)  # or each start compiles everything again
         with log.open("wb") as output:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "broker_worker", "run"],

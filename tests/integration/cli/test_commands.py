@@ -298,7 +298,7 @@ def test_a_published_task_is_in_its_queue_under_its_id(rabbit: Shell, broker: Br
     assert published == {"id": "t-1", "name": "email.send", "queue": "email"}
     headers, body = asyncio.run(only_message(broker))
     assert body == b'{"to": 1}'
-    assert (headers["task-id"], headers["colour"]) == ("t-1", "blue")
+    assert (headers["bw-task-id"], headers["colour"]) == ("t-1", "blue")
     assert "deliver-at" in headers
 
 

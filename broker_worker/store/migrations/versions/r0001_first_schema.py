@@ -133,6 +133,8 @@ CREATE INDEX outbox_available ON {schema}.outbox (available_at);
 
 CREATE INDEX outbox_task ON {schema}.outbox (task_key) WHERE task_key IS NOT NULL;
 
+CREATE INDEX outbox_letter ON {schema}.outbox (dead_letter) WHERE dead_letter IS NOT NULL;
+
 CREATE TABLE {schema}.workers (
   id uuid PRIMARY KEY,
   name text NOT NULL,
