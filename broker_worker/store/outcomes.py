@@ -1,0 +1,159 @@
+"""The end of a run: an outcome and all that it owes, in one commit, fenced by the claim."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from uuid import UUID
+
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from broker_worker.outcome import Outcome, Succeeded
+from broker_worker.outgoing import Owed
+from broker_worker.reply import reply_outgoing
+from broker_worker.step import Claim, step_of_outcome
+from broker_worker.store.apply import apply, insert_outbox, reply_row
+from broker_worker.store.database import Database
+from broker_worker.store.rows import COLUMNS, dump_record, to_task
+from broker_worker.task import Task, TaskState
+
+
+@dataclass(frozen=True, slots=True)
+class Ending:
+    """An outcome on its way to its row."""
+
+    claim: Claim
+    outcome: Outcome
+
+
+class Outcomes:
+    """Records batches of outcomes; the answer for each is whether it is written, now or before."""
+
+    def __init__(
+        self,
+        database: Database,
+        *,
+        worker: UUID,
+        owed: Callable[[list[Owed]], None],
+        keeps_payloads: bool,
+    ) -> None:
+        self._database = database
+        self._schema = database.schema
+        self._worker = worker
+        self._owed = owed
+        self._keeps_payloads = keeps_payloads
+
+    async def commit_successes(self, batch: Sequence[Ending]) -> list[bool]:
+        """One statement for all; its fence is the claim, its update touches no indexed column."""
+        async with self._database.transaction() as connection:
+            rows = await connection.execute(
+                text(f"""
+                    WITH done AS (
+                      UPDATE {self._schema}.tasks t SET state = 'succeeded', finished_at = now(),
+                        result = CAST(n.result AS json), has_body = false, reason = NULL,
+                        error_type = NULL, error_message = NULL
+                      FROM unnest(CAST(:keys AS bigint[]), CAST(:epochs AS int[]), CAST(:results AS text[]))
+                        AS n(key, epoch, result)
+                      WHERE t.key = n.key AND t.epoch = n.epoch AND t.worker = :worker
+                        AND t.state = 'running'
+                      RETURNING t.key
+                    ), dropped AS (
+                      DELETE FROM {self._schema}.payloads p USING done
+                      WHERE p.task_key = done.key AND NOT CAST(:keeps AS boolean)
+                    ) SELECT key FROM done"""),
+                {
+                    "worker": self._worker,
+                    "keys": [ending.claim.key for ending in batch],
+                    "epochs": [ending.claim.epoch for ending in batch],
+                    "results": [_result(ending.outcome) for ending in batch],
+                    "keeps": self._keeps_payloads,
+                },
+            )
+            done = {row.key for row in rows}
+            finished = [ending for ending in batch if ending.claim.key in done]
+            if self._keeps_payloads:
+                await self._keep_payloads(connection, finished)
+            owed = await self._owe_replies(connection, finished)
+            missed = [ending.claim for ending in batch if ending.claim.key not in done]
+            mine = await self._written_before(connection, missed)
+        self._owed(owed)
+        return [ending.claim.key in done or ending.claim.key in mine for ending in batch]
+
+    async def commit_others(self, batch: Sequence[Ending]) -> list[bool]:
+        """Any other outcome: the row locked under its fence, then what the outcome writes."""
+        async with self._database.transaction() as connection:
+            rows = await connection.execute(
+                text(f"""
+                    SELECT {COLUMNS}
+                    FROM unnest(CAST(:keys AS bigint[]), CAST(:epochs AS int[])) AS n(key, epoch)
+                    JOIN {self._schema}.tasks t ON t.key = n.key AND t.epoch = n.epoch
+                    WHERE t.worker = :worker AND t.state = 'running' ORDER BY t.key FOR UPDATE OF t"""),
+                {
+                    "worker": self._worker,
+                    "keys": [ending.claim.key for ending in batch],
+                    "epochs": [ending.claim.epoch for ending in batch],
+                },
+            )
+            row_by_key = {row.key: to_task(row) for row in rows}
+            steps = [
+                step_of_outcome(ending.claim, ending.outcome, row_by_key[ending.claim.key])
+                for ending in batch
+                if ending.claim.key in row_by_key
+            ]
+            applied = await apply(connection, self._schema, steps, worker=self._worker)
+            missed = [ending.claim for ending in batch if ending.claim.key not in row_by_key]
+            mine = await self._written_before(connection, missed)
+        self._owed(applied.owed)
+        return [ending.claim.key in row_by_key or ending.claim.key in mine for ending in batch]
+
+    async def _written_before(self, connection: AsyncConnection, claims: Sequence[Claim]) -> set[int]:
+        """Find the claims whose outcome is there already: an earlier try whose reply was lost.
+
+        Its row still shows our epoch and worker; after a takeover or a replay it would not.
+        """
+        if not claims:
+            return set()
+        rows = await connection.execute(
+            text(f"""
+                SELECT t.key FROM unnest(CAST(:keys AS bigint[]), CAST(:epochs AS int[])) AS n(key, epoch)
+                JOIN {self._schema}.tasks t ON t.key = n.key AND t.epoch = n.epoch
+                WHERE t.worker = :worker AND t.state <> 'running'"""),
+            {
+                "worker": self._worker,
+                "keys": [claim.key for claim in claims],
+                "epochs": [claim.epoch for claim in claims],
+            },
+        )
+        return {row.key for row in rows}
+
+    async def _keep_payloads(self, connection: AsyncConnection, finished: Sequence[Ending]) -> None:
+        await connection.execute(
+            text(f"""
+                INSERT INTO {self._schema}.payloads (task_key, body, properties)
+                SELECT key, body, CAST(properties AS json) FROM unnest(
+                  CAST(:keys AS bigint[]), CAST(:bodies AS bytea[]), CAST(:properties AS text[])
+                ) AS n(key, body, properties) ON CONFLICT DO NOTHING"""),
+            {
+                "keys": [ending.claim.key for ending in finished],
+                "bodies": [ending.claim.message.body for ending in finished],
+                "properties": [dump_record(ending.claim.message) for ending in finished],
+            },
+        )
+
+    async def _owe_replies(self, connection: AsyncConnection, finished: Sequence[Ending]) -> list[Owed]:
+        rows = []
+        for ending in finished:
+            row = ending.claim.row
+            if row.reply_to is not None:
+                answer = reply_outgoing(_succeeded(row), failure=None, result=_result(ending.outcome))
+                rows.append(reply_row(row.key, answer))
+        return await insert_outbox(connection, self._schema, rows, worker=self._worker)
+
+
+def _succeeded(row: Task) -> Task:
+    return replace(row, state=TaskState.SUCCEEDED)
+
+
+def _result(outcome: Outcome) -> str | None:
+    return outcome.result if isinstance(outcome, Succeeded) else None
