@@ -365,7 +365,6 @@ def test_a_copy_carries_what_is_on_the_list_and_nothing_else() -> None:
         type="email.send",
         message_id="m-1",
         content_type="text/plain",
-        content_encoding="utf-8",
         correlation_id="c",
         reply_to="r",
         expiration="5000",
