@@ -102,7 +102,7 @@ class Handler:
         return self.payload.schema()
 
     def serialise(self, value: object, *, max_bytes: int) -> str | None:
-        """Turn a result into JSON text that Postgres can hold as jsonb; nothing for `None`.
+        """Turn a result into JSON text that Postgres can hold; nothing for `None`.
 
         Raises:
             Refusal: result_unserialisable or result_too_large (more than `max_bytes` of UTF-8).

@@ -17,7 +17,7 @@ from types import MappingProxyType
 from broker_worker.errors import ConfigurationError
 
 QUEUE_NAME = re.compile(r"[A-Za-z0-9_-]{1,100}")
-PREFIX = re.compile(r"[A-Za-z0-9_.-]{1,50}")
+PREFIX = re.compile(r"[A-Za-z0-9_-]{1,50}")
 RUNGS = tuple(
     timedelta(seconds=seconds)
     for seconds in (1, *(2**power * factor for power in range(1, 12) for factor in (1, 1.5)), 4096)

@@ -18,8 +18,7 @@ def broker_urls(text: str, *, heartbeat: int) -> list[URL]:
     """Split `amqp://user:password@host1:5672,host2/vhost?key=value` into a URL for each host.
 
     Raises:
-        ConfigurationError: it is no AMQP URL, or it asks for TLS without verification;
-            the text never repeats the URL, which holds a password.
+        ConfigurationError: it is no AMQP URL; the text never repeats it, for it holds a password.
     """
     shape = SHAPE.fullmatch(text.strip())
     if shape is None:
@@ -29,7 +28,6 @@ def broker_urls(text: str, *, heartbeat: int) -> list[URL]:
         urls = [URL(f"{shape['scheme']}://{user}{host}{shape['rest']}") for host in shape["hosts"].split(",")]
     except ValueError as error:
         raise ConfigurationError("not an AMQP URL: a host or port in it can't be read") from error
-    _refuse_unverified(urls[0])
     return [_complete(url, heartbeat) for url in urls]
 
 
@@ -38,13 +36,10 @@ def address(url: URL) -> str:
     return f"{url.host}:{url.port}"
 
 
-def _refuse_unverified(url: URL) -> None:
+def _trusts_anyone(url: URL) -> bool:
+    """Whether the URL turns the verification of certificates off; settings.py decides if it may."""
     without = url.query.get("no_verify_ssl", "0")
-    if without.lower() not in NO or url.query.get("verify", "1").lower() in NO:
-        raise ConfigurationError(
-            "the AMQP URL switches off the verification of the server's certificate; "
-            "remove no_verify_ssl or verify, and name your own authority by cafile=… instead"
-        )
+    return without.lower() not in NO or url.query.get("verify", "1").lower() in NO
 
 
 def _complete(url: URL, heartbeat: int) -> URL:
@@ -52,4 +47,6 @@ def _complete(url: URL, heartbeat: int) -> URL:
         raise ConfigurationError("not an AMQP URL: a host is missing")
     default = 5671 if url.scheme == "amqps" else 5672
     query = {name: value for name, value in url.query.items() if name not in ("no_verify_ssl", "verify")}
+    if _trusts_anyone(url):
+        query["no_verify_ssl"] = "1"
     return url.with_port(url.explicit_port or default).with_query({"heartbeat": str(heartbeat), **query})

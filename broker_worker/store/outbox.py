@@ -18,6 +18,7 @@ from broker_worker.store.apply import PROMPTNESS
 from broker_worker.store.database import Database
 
 LONGEST_PAUSE = timedelta(minutes=5)  # between two tries of a row that can't be published
+REPLY_TRIES = 20  # of a reply, over about an hour; everything else is tried for ever
 
 
 class OutboxStore:
@@ -82,8 +83,17 @@ class OutboxStore:
             )
 
     async def put_back(self, ids: Sequence[int]) -> None:
-        """Leave rows that could not be published to any relay, later and later."""
+        """Leave rows that could not be published to any relay, later and later.
+
+        A reply is given up in the end: nobody may be left who wants to hear it.
+        """
         async with self._database.transaction() as connection:
+            await connection.execute(
+                text(f"""
+                    DELETE FROM {self._schema}.outbox
+                    WHERE id = ANY(CAST(:ids AS bigint[])) AND kind = 'reply' AND failures >= :most"""),
+                {"ids": list(ids), "most": REPLY_TRIES},
+            )
             await connection.execute(
                 text(f"""
                     UPDATE {self._schema}.outbox SET worker = NULL, failures = least(failures + 1, 1000),

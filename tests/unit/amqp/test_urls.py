@@ -37,14 +37,17 @@ def test_a_heartbeat_in_the_url_holds() -> None:
 
 
 @pytest.mark.parametrize("query", ["no_verify_ssl=1", "no_verify_ssl=true", "verify=0", "verify=verify_none"])
-def test_tls_without_verification_is_refused(query: str) -> None:
-    with pytest.raises(ConfigurationError, match="verification"):
-        hosts(f"amqps://h/?{query}")
+def test_tls_without_verification_is_what_the_settings_let_through(query: str) -> None:
+    (url,) = broker_urls(f"amqps://h/?{query}", heartbeat=20)
+
+    assert url.query["no_verify_ssl"] == "1"
 
 
 @pytest.mark.parametrize("query", ["no_verify_ssl=0", "verify=1", "verify=verify_peer"])
 def test_asking_for_verification_is_fine(query: str) -> None:
-    assert hosts(f"amqps://h/?{query}") == ["h:5671"]
+    (url,) = broker_urls(f"amqps://h/?{query}", heartbeat=20)
+
+    assert "no_verify_ssl" not in url.query
 
 
 @pytest.mark.parametrize(

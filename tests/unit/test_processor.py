@@ -1,0 +1,304 @@
+"""The path of a delivery on memory ports, in virtual time: decode, claim, execute, record, ack."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import random
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from datetime import timedelta
+from uuid import UUID, uuid4
+
+import pytest
+
+from broker_worker import Context, Registry
+from broker_worker.errors import StoreDataError, StoreUnavailableError
+from broker_worker.events import AttemptFinished, AttemptStarted, DeliverySettled, Event
+from broker_worker.handler import Limits
+from broker_worker.message import Properties, TaskId
+from broker_worker.outcome import Outcome, Reason
+from broker_worker.ports import Delivery
+from broker_worker.retry import RetryPolicy
+from broker_worker.services.relay import Relay
+from broker_worker.settings import Settings
+from broker_worker.step import Claim, Met
+from broker_worker.task import TERMINAL, Arrival, TaskState
+from broker_worker.testing.broker import MemoryBroker
+from broker_worker.testing.clock import VirtualClock, in_virtual_time
+from broker_worker.testing.memory import MemoryStore
+from broker_worker.testing.tables import MemoryDatabase
+from broker_worker.worker.executor import Executor
+from broker_worker.worker.intake import Intake
+from broker_worker.worker.processor import Processor, Rules
+from broker_worker.worker.runs import Runs
+from broker_worker.worker.slots import Slots
+
+DEFAULTS = Settings()
+
+
+@dataclass
+class World:
+    """One worker with everything around it."""
+
+    registry: Registry
+    clock: VirtualClock = field(default_factory=VirtualClock)
+    events: list[Event] = field(default_factory=list)
+    runs: Runs = field(default_factory=Runs)
+    worker: UUID = field(default_factory=uuid4)
+    concurrency: int = 16
+
+    def __post_init__(self) -> None:
+        draws = random.Random(7)
+        self.database = MemoryDatabase(self.clock)
+        self.broker = MemoryBroker(["default"])
+        self.store = MemoryStore(
+            self.database,
+            worker=self.worker,
+            memory=self.runs,
+            owed=lambda owed: self.relay.promptly(owed),  # noqa: PLW0108 - the relay is made below
+            grace=timedelta(0),
+        )
+        self.relay = Relay(self.store, self.broker, emit=self.events.append)
+        limits = Limits(
+            RetryPolicy(DEFAULTS.max_attempts, DEFAULTS.retry_delay, DEFAULTS.retry_max_delay),
+            DEFAULTS.task_timeout,
+        )
+        self.executor = Executor(limits=limits, threads=4, max_result_bytes=65536, random=draws.random)
+        self.processor = Processor(
+            registry=self.registry,
+            rules=Rules(limits, DEFAULTS.max_body_bytes, ["default"], ()),
+            tasks=self.store,
+            publisher=self.broker,
+            executor=self.executor,
+            runs=self.runs,
+            clock=self.clock,
+            random=draws.random,
+            emit=self.events.append,
+        )
+        slots = Slots(self.concurrency)
+        self.intake = Intake(
+            lambda delivery: self.processor.process(delivery, slots),
+            name="work",
+            clock=self.clock,
+            random=draws.random,
+            emit=self.events.append,
+        )
+
+    @asynccontextmanager
+    async def working(self) -> AsyncIterator[None]:
+        await self.store.register()
+        relay = asyncio.create_task(self.relay.run())
+        self.channel = self.broker.consume("default", self.intake.take, prefetch=self.concurrency)
+        try:
+            yield
+        finally:
+            relay.cancel()
+            await asyncio.gather(relay, return_exceptions=True)
+            self.executor.close()
+
+    def send(self, name: str, task_id: str | None, payload: object = None) -> None:
+        properties = Properties(type=name, message_id=task_id)
+        self.broker.send("default", properties, json.dumps({} if payload is None else payload).encode())
+
+    def state(self, name: str, task_id: str) -> TaskState:
+        return self.database.tasks[TaskId("default", name, task_id)].task.state
+
+    async def until_finished(self, count: int = 1) -> None:
+        """Wait until as many tasks are finished."""
+        rows = self.database.tasks
+        while sum(row.task.state in TERMINAL for row in rows.values()) < count:
+            await asyncio.sleep(1)
+
+
+def world(**handlers: object) -> World:
+    registry = Registry()
+    for name, function in handlers.items():
+        registry.task(name)(function)  # type: ignore[type-var]  # a handler of the test
+    return World(registry)
+
+
+@in_virtual_time
+async def test_a_dependency_that_is_away_for_twenty_minutes_makes_no_dead_letter_at_default_settings() -> (
+    None
+):
+    attempts: list[int] = []
+
+    async def call(context: Context) -> str:
+        attempts.append(context.attempt)
+        if here.clock.monotonic() < 20 * 60:
+            raise ConnectionError("the dependency is away")
+        return "done"
+
+    here = world(call=call)
+
+    async with here.working():
+        for number in range(200):
+            here.send("call", f"t-{number}")
+        await here.until_finished(200)
+
+    assert {row.task.state for row in here.database.tasks.values()} == {TaskState.SUCCEEDED}
+    assert not here.database.letters
+    assert 1 < max(attempts) < DEFAULTS.max_attempts
+    assert not here.database.outbox
+
+
+@in_virtual_time
+async def test_a_claim_is_made_only_when_a_slot_is_free() -> None:
+    ends = asyncio.Event()
+
+    async def wait() -> None:
+        await ends.wait()
+
+    here = world(wait=wait)
+    here.concurrency = 16
+
+    async with here.working():
+        for number in range(16):
+            here.send("wait", f"t-{number}")
+        await asyncio.sleep(1)
+        here.channel.close()  # the runs go on without their channel
+        here.channel = here.broker.consume("default", here.intake.take, prefetch=16)
+        here.send("wait", "late")
+        await asyncio.sleep(1)
+        assert TaskId("default", "wait", "late") not in here.database.tasks
+        ends.set()
+        await here.until_finished(17)
+
+    started = [event for event in here.events if isinstance(event, AttemptStarted)]
+    assert len(started) == 17
+
+
+@in_virtual_time
+async def test_a_redelivery_takes_the_place_of_the_delivery_that_a_run_lost() -> None:
+    ends = asyncio.Event()
+
+    async def wait() -> None:
+        await ends.wait()
+
+    here = world(wait=wait)
+
+    async with here.working():
+        here.send("wait", "t-1")
+        await asyncio.sleep(1)
+        here.channel.close()
+        here.channel = here.broker.consume("default", here.intake.take, prefetch=16)
+        await asyncio.sleep(1)
+        assert len(here.channel.unsettled) == 1  # held for the run, not acked
+        ends.set()
+        await here.until_finished()
+        await asyncio.sleep(1)
+
+    assert here.channel.unsettled == []
+    how = [event.how for event in here.events if isinstance(event, DeliverySettled)]
+    assert how == ["adopted"]
+    assert sum(isinstance(event, AttemptStarted) for event in here.events) == 1
+
+
+@in_virtual_time
+async def test_an_outcome_is_held_until_the_store_is_back_and_the_handler_is_not_run_again() -> None:
+    runs = 0
+
+    async def once() -> str:
+        nonlocal runs
+        runs += 1
+        return "done"
+
+    here = world(once=once)
+    record = here.store.record
+    failures = iter(range(100))
+
+    async def away(claim: Claim, outcome: Outcome) -> bool:
+        if next(failures) < 50:
+            raise StoreUnavailableError("away")
+        return await record(claim, outcome)
+
+    here.store.record = away  # type: ignore[method-assign]
+
+    async with here.working():
+        here.send("once", "t-1")
+        await here.until_finished()
+
+    assert runs == 1
+    assert here.state("once", "t-1") is TaskState.SUCCEEDED
+    assert here.clock.monotonic() > 60  # the pauses grew
+
+
+@in_virtual_time
+async def test_a_result_that_the_store_refuses_ends_as_a_dead_letter_and_not_in_a_loop() -> None:
+    async def odd() -> str:
+        return "odd"
+
+    here = world(odd=odd)
+    record = here.store.record
+    refusals = iter([StoreDataError("22P02: invalid")])
+
+    async def refuse_once(claim: Claim, outcome: Outcome) -> bool:
+        for error in refusals:
+            raise error
+        return await record(claim, outcome)
+
+    here.store.record = refuse_once  # type: ignore[method-assign]
+
+    async with here.working():
+        here.send("odd", "t-1")
+        await here.until_finished()
+
+    (letter,) = here.database.letters.values()
+    assert letter.reason is Reason.RESULT_UNSERIALISABLE
+
+
+@in_virtual_time
+async def test_a_message_without_an_id_is_sent_once_more_under_a_fresh_one() -> None:
+    async def double(x: int) -> int:
+        return 2 * x
+
+    here = world(double=double)
+
+    async with here.working():
+        here.send("double", None, {"x": 2})
+        await here.until_finished()
+
+    (task,) = here.database.tasks
+    assert str(UUID(task.id)) == task.id
+    assert here.channel.unsettled == []
+
+
+@in_virtual_time
+async def test_an_error_of_ours_in_one_delivery_stops_no_other() -> None:
+    async def fine() -> None:
+        return None
+
+    here = world(fine=fine)
+    arrive = here.store.arrive
+
+    async def fail_for_one(arrival: Arrival, delivery: Delivery) -> Met:
+        if arrival.message.task.id == "cursed":
+            raise RuntimeError("a bug")
+        return await arrive(arrival, delivery)
+
+    here.store.arrive = fail_for_one  # type: ignore[method-assign]
+
+    async with here.working():
+        here.send("fine", "cursed")
+        here.send("fine", "t-1")
+        await here.until_finished()
+
+    assert here.state("fine", "t-1") is TaskState.SUCCEEDED
+
+
+@in_virtual_time
+async def test_an_attempt_that_succeeds_is_told_once_with_its_duration() -> None:
+    async def rest() -> None:
+        await asyncio.sleep(3)
+
+    here = world(rest=rest)
+
+    async with here.working():
+        here.send("rest", "t-1")
+        await here.until_finished()
+
+    (finished,) = [event for event in here.events if isinstance(event, AttemptFinished)]
+    assert finished.seconds == pytest.approx(3)
+    assert finished.is_recorded
