@@ -1,0 +1,105 @@
+"""What people do about dead letters and waiting tasks, with a daemon running."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import subprocess
+import sys
+
+import aio_pika
+import pytest
+
+from tests.e2e.conftest import Service, message
+from tests.support.daemon import ROOT, until
+
+pytestmark = pytest.mark.timeout(120)
+
+
+def command(service: Service, *arguments: str) -> list[dict[str, object]]:
+    """Run `broker-worker` as an operator does; its JSON, a document a line or one list."""
+    base = {name: value for name, value in os.environ.items() if not name.startswith("BROKER_WORKER_")}
+    done = subprocess.run(
+        [sys.executable, "-m", "broker_worker", *arguments],
+        cwd=ROOT,
+        env={**base, **service.environment()},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+
+
+def test_a_replayed_dead_letter_runs_again_and_leaves_a_trace(service: Service) -> None:
+    service.start()
+    service.publish(message("gives_up", "g-1"))
+    service.until_states(dead=1)
+    (letter,) = service.rows("SELECT id FROM dead_letters")
+
+    command(service, "dead", "replay", str(letter["id"]), "--actor", "ada", "--json")
+
+    until("it died again", lambda: len(service.rows("SELECT id FROM dead_letters")) == 2)
+    assert service.runs() == {"g-1": 2}
+    assert service.task("g-1")["attempt"] == 1
+    (audit,) = service.rows("SELECT actor, action FROM audit")
+    assert (audit["actor"], audit["action"]) == ("ada", "replay")
+
+
+def test_a_letter_replayed_by_its_reason_succeeds_with_a_release_that_can_do_it(service: Service) -> None:
+    old = service.start(HANDLERS="tests.support.few_handlers")
+    service.publish(message("double", "d-1", {"x": 5}))
+    service.until_states(dead=1)
+    assert old.stop() == 0
+    service.start()
+
+    command(service, "dead", "replay", "--reason", "unknown_task", "--actor", "ada", "--json")
+
+    service.until_states(succeeded=1)
+    assert service.task("d-1")["result"] == "10"
+
+
+def test_a_foreign_dead_letter_is_kept_and_can_be_replayed(service: Service) -> None:
+    service.start()
+
+    async def bury() -> None:
+        connection = await aio_pika.connect(service.amqp_url)
+        async with connection:
+            channel = await connection.channel()
+            exchange = await channel.get_exchange(f"{service.prefix}.dlx", ensure=False)
+            await exchange.publish(message("double", "f-1", {"x": 6}), "default.whatever.double")
+
+    asyncio.run(bury())
+    until("it is kept", lambda: len(service.rows("SELECT id FROM dead_letters")) == 1)
+
+    (letter,) = service.rows("SELECT id FROM dead_letters")
+    command(service, "dead", "replay", str(letter["id"]), "--actor", "ada", "--json")
+
+    service.until_states(succeeded=1)
+    assert service.task("f-1")["result"] == "12"
+
+
+def test_a_cancelled_waiting_task_is_not_run(service: Service) -> None:
+    service.settings = {"RETRY_DELAY": "4s"}
+    service.start()
+    service.publish(message("fails_once", "c-1"))
+    service.until_states(retrying=1)
+
+    command(service, "tasks", "cancel", "c-1", "--actor", "ada", "--json")
+
+    assert service.states() == {"cancelled": 1}
+    service.until_rest()
+    service.publish(message("double", "d-1", {"x": 1}))
+    service.until_states(cancelled=1, succeeded=1)
+    assert service.runs() == {"c-1": 1, "d-1": 1}
+
+
+def test_a_task_published_by_the_command_line_has_the_id_that_it_printed(service: Service) -> None:
+    service.start()
+
+    (published,) = command(service, "publish", "double", "--data", '{"x": 4}', "--queue", "default", "--json")
+
+    service.until_states(succeeded=1)
+    assert service.task(str(published["id"]))["result"] == "8"
