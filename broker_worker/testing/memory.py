@@ -156,7 +156,9 @@ class MemoryStore:
 
     async def put_back(self, ids: Sequence[int]) -> None:
         for id_ in ids:
-            row = self._database.outbox[id_]
+            row = self._database.outbox.get(id_)
+            if row is None:
+                continue
             pause = min(timedelta(seconds=1 << min(row.failures, 10)), LONGEST_PAUSE)
             row.worker, row.available_at = None, self._database.clock.now() + pause
             row.failures += 1
