@@ -29,7 +29,7 @@ check: setup ## formatting, lint, types, import direction
 test: setup ## the whole suite against a real RabbitMQ and Postgres; WORKERS=n, ARGS="-k name"
 	.venv/bin/python -m pytest -n $(WORKERS) $(ARGS)
 
-demo: setup ## see it work: servers, a worker, a few tasks
+demo: setup ## see it work: servers, a worker, some 350 tasks
 	.venv/bin/python -m examples.demo
 
 lock: setup ## write requirements/*.txt anew; ARGS="--upgrade" takes newer versions
