@@ -15,6 +15,7 @@ def run() -> None:
     if connection is None:
         context.configure(
             dialect_name="postgresql",
+            dialect_opts={"paramstyle": "named"},  # the default doubles every percent sign
             as_sql=True,
             literal_binds=True,
             version_table=VERSION_TABLE,
