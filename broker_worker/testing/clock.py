@@ -58,6 +58,8 @@ class VirtualLoop(asyncio.SelectorEventLoop):
         self._virtual_now = 0.0
         self._threads = 0
         super().__init__(_JumpingSelector(self))
+        # a float of some months can't tell asyncio's own nanosecond apart: a timer would never be due
+        self._clock_resolution = 1e-6
 
     def time(self) -> float:
         """Virtual seconds since this loop was made."""
