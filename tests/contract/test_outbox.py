@@ -12,7 +12,7 @@ from broker_worker.failure import Refusal
 from broker_worker.message import Message, TaskId
 from broker_worker.outcome import Dead, Failure, Postponed, Reason, Released, Succeeded
 from broker_worker.outgoing import LONGEST_DELAY, Kind
-from tests.support.worlds import World
+from tests.support.worlds import PostgresWorld, World
 
 TASK = TaskId("email", "email.send", "m-1")
 MESSAGE = Message(
@@ -255,3 +255,17 @@ async def test_a_row_that_was_deleted_meanwhile_is_not_put_back(world: World) ->
     await worker.outbox.put_back(ids)
 
     assert await world.owed_epochs() == []
+
+
+async def test_a_row_that_another_relay_is_about_to_take_is_left_to_it(postgres: PostgresWorld) -> None:
+    worker = await postgres.join()
+    await worker.finish(MESSAGE, NOW_AGAIN)
+    await postgres.pass_time(PROMPTNESS + MOMENT)
+
+    async with postgres.admin.transaction() as connection:
+        await connection.exec_driver_sql("SELECT 1 FROM broker_worker.outbox FOR UPDATE")
+        async with asyncio.timeout(5):
+            held = await worker.outbox.take(9)
+
+    assert held == []
+    assert len(await worker.outbox.take(9)) == 1

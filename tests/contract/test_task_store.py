@@ -620,6 +620,21 @@ async def test_a_record_after_a_takeover_writes_nothing(world: World, outcome: O
     assert (worker.owed, await world.owed_epochs()) == ([], [])
 
 
+@pytest.mark.parametrize("second", [Succeeded("1"), FAILED], ids=["succeeded", "failed"])
+async def test_an_outcome_after_another_of_the_same_claim_changes_nothing(
+    world: World, second: Outcome
+) -> None:
+    worker = await world.join()
+    claim = await worker.claim(MESSAGE)
+    await worker.record(claim, Released())
+    row = await world.row(TASK)
+
+    assert await worker.record(claim, second)
+
+    assert await world.row(TASK) == row
+    assert len(worker.owed) == 1
+
+
 # --- what only a real database can do --------------------------------------------------
 
 UNSTORABLE = Postponed(timedelta(0), Failure("ValueError", "a \0 that Postgres refuses"))

@@ -116,6 +116,8 @@ CASES = {
     ),
     "new, deliver-at is over": Case(None, arrival(message(deliver_at=PAST)), Claimed(1, 1)),
     "new, expired": Case(None, arrival(message(not_after=PAST)), Expired),
+    "new, in time": Case(None, arrival(message(not_after=LATER)), Claimed(1, 1)),
+    "new, just in time": Case(None, arrival(message(not_after=NOW)), Claimed(1, 1)),
     "new, given up by the broker": Case(
         None, replace(arrival(), poisoning=Poisoning.DELIVERY_LIMIT), Reemitted
     ),

@@ -146,6 +146,14 @@ def test_a_routing_key_is_never_longer_than_amqp_can_carry(name: str) -> None:
     assert "\0" not in key
 
 
+@pytest.mark.parametrize("name", ["n" * 200, "ü" * 200, "x" + "😀" * 199], ids=["one", "two", "four"])
+def test_the_longest_names_make_a_key_that_is_cut_between_characters(name: str) -> None:
+    key = letter_key(replace(letter(), name=name, queue="q" * 60))
+
+    assert 252 <= len(key.encode()) <= 255
+    assert f"{'q' * 60}.gave_up.{name}".startswith(key)
+
+
 def test_properties_survive_being_stored_as_json() -> None:
     properties = Properties(
         type="x",

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta, timezone
@@ -466,19 +467,25 @@ def test_a_copy_and_a_copy_of_a_copy_decode_to_the_same_message(
     assert without_bookkeeping(first) == without_bookkeeping(message)
 
 
+def as_json(record: dict[str, object]) -> dict[str, object]:
+    """What a column of type json gives back."""
+    stored: dict[str, object] = json.loads(json.dumps(record, allow_nan=False))
+    return stored
+
+
 @settings(max_examples=50)
 @given(sent_properties, st.binary(max_size=20))
 def test_a_stored_message_is_the_same_message(properties: Properties, body: bytes) -> None:
     message = accepted(properties, body)
 
-    assert from_record(message.task, body, to_record(message), epoch=message.epoch) == message
+    assert from_record(message.task, body, as_json(to_record(message)), epoch=message.epoch) == message
 
 
 @pytest.mark.parametrize("value", [float("inf"), float("-inf")])
 def test_a_number_that_json_lacks_is_stored_all_the_same(value: float) -> None:
     message = accepted(with_headers({"n": value}))
 
-    assert from_record(message.task, b"{}", to_record(message), epoch=0).headers["n"] == value
+    assert from_record(message.task, b"{}", as_json(to_record(message)), epoch=0).headers["n"] == value
 
 
 @settings(max_examples=50)
