@@ -13,6 +13,7 @@ import pytest
 from tests.e2e.conftest import Service, message
 from tests.support.daemon import until
 from tests.support.raw_amqp import FLAG, nested, raw_publisher, short, table
+from tests.support.services import Broker, call_management
 
 pytestmark = pytest.mark.timeout(120)
 
@@ -93,6 +94,44 @@ def test_a_message_that_the_broker_expired_in_the_queue_ends_as_expired(service:
 
     service.until_states(expired=1)
     assert not service.runs()
+
+
+def test_a_message_that_the_broker_gave_up_is_sent_again_and_done(service: Service, broker: Broker) -> None:
+    if broker.management_url is None:
+        pytest.fail("this test sets a policy: it needs the HTTP API of RabbitMQ", pytrace=False)
+    worker = service.start()
+    assert worker.stop() == 0
+    policy = {"pattern": rf"^{broker.prefix}\.q\.", "definition": {"delivery-limit": 1}, "apply-to": "queues"}
+    path = f"/api/policies/{broker.vhost}/limit-{broker.prefix}"
+    call_management(broker.management_url, "PUT", path, json.dumps(policy).encode())
+    service.publish(message("double", "p-1", {"x": 1}))
+    asyncio.run(give_back_until_gone(service))
+    call_management(broker.management_url, "DELETE", path)
+
+    service.start()
+
+    service.until_states(succeeded=1)
+    service.until_rest()
+    task = service.task("p-1")
+    assert (task["poisonings"], task["attempt"]) == (1, 1)
+    assert service.runs() == {"p-1": 1}
+
+
+async def give_back_until_gone(service: Service) -> None:
+    connection = await aio_pika.connect(service.amqp_url)
+    async with connection:
+        channel = await connection.channel()
+        queue = await channel.get_queue(f"{service.prefix}.q.default", ensure=False)
+        for _ in range(600):
+            given = await queue.get(no_ack=False, fail=False)
+            if given is not None:
+                await given.reject(requeue=True)
+                continue
+            declared = await channel.declare_queue(f"{service.prefix}.dead.default", passive=True)
+            if declared.declaration_result.message_count == 1:
+                return
+            await asyncio.sleep(0.05)
+        raise AssertionError("the broker never gave it up")
 
 
 def test_a_message_for_no_queue_is_kept_as_unroutable(service: Service) -> None:
