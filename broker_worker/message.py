@@ -22,13 +22,13 @@ MAX_ID_LENGTH = 200  # characters; AMQP's own limit for a short string is 255 by
 MAX_NAME_LENGTH = 200  # characters
 MAX_EPOCH = 2**31 - 1  # a Postgres integer
 TEXT_ENCODINGS = frozenset({"", "utf-8", "utf8", "identity"})
-NOT_COPIED = frozenset({"cc", "bcc"})
 TRACEPARENT = re.compile("[0-9a-f]{2}-([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}.*")
 TASK_ID = "bw-task-id"
 EPOCH = "bw-epoch"
 ATTEMPT = "bw-attempt"
 NOT_AFTER = "not-after"
 DELIVER_AT = "deliver-at"
+NOT_HEADERS = frozenset({"cc", "bcc", NOT_AFTER, DELIVER_AT})  # they route, or are fields of a message
 
 Scalar = str | int | float | bool | bytes | datetime | Decimal | None
 
@@ -171,9 +171,7 @@ def _bare(properties: Properties, body: bytes, task: TaskId) -> Message:
 
 def copy_properties(message: Message, *, epoch: int, attempt: int) -> Properties:
     """Build what a copy of `message` travels with: an allow-list, never the incoming properties."""
-    headers: dict[str, object] = dict(message.headers)
-    if message.not_after is not None:
-        headers[NOT_AFTER] = message.not_after.isoformat()
+    headers = {**message.headers, **_time_headers(message.not_after, message.deliver_at)}
     headers |= {TASK_ID: message.task.id, EPOCH: epoch, ATTEMPT: attempt}
     return Properties(
         type=message.task.name,
@@ -188,10 +186,7 @@ def copy_properties(message: Message, *, epoch: int, attempt: int) -> Properties
 
 def stamped_properties(properties: Properties, *, name: str, task_id: str, now: datetime) -> Properties:
     """Build what a message without an id is republished with, under the fresh `task_id`."""
-    headers: dict[str, object] = dict(publisher_headers(properties.headers))
-    not_after, _ = _times(properties, now)
-    if not_after is not None:
-        headers[NOT_AFTER] = not_after.isoformat()
+    headers = {**publisher_headers(properties.headers), **_time_headers(*_times(properties, now))}
     headers |= {TASK_ID: task_id, EPOCH: 0, ATTEMPT: 0}
     return Properties(
         type=name,
@@ -204,12 +199,19 @@ def stamped_properties(properties: Properties, *, name: str, task_id: str, now: 
     )
 
 
+def _time_headers(not_after: datetime | None, deliver_at: datetime | None) -> dict[str, Scalar]:
+    moments = {NOT_AFTER: not_after, DELIVER_AT: deliver_at}
+    return {name: moment.isoformat() for name, moment in moments.items() if moment is not None}
+
+
 def publisher_headers(headers: Mapping[str, object]) -> dict[str, Scalar]:
-    """Keep the publisher's own scalar headers: no `x-*`, no `bw-*`, nothing that routes."""
+    """Keep the publisher's own scalar headers: no `x-*`, no `bw-*`, nothing that routes, no times."""
     return {
         name: value
         for name, value in headers.items()
-        if isinstance(value, Scalar) and not name.startswith(("x-", "bw-")) and name.lower() not in NOT_COPIED
+        if isinstance(value, Scalar)
+        and not name.startswith(("x-", "bw-"))
+        and name.lower() not in NOT_HEADERS
     }
 
 

@@ -12,7 +12,7 @@ from datetime import timedelta
 from uuid import UUID
 
 from broker_worker.dead_letter import DeadLetter, letter_of_task
-from broker_worker.message import NOT_AFTER, Message
+from broker_worker.message import Message
 from broker_worker.outcome import Cancelled, Dead, Failure, Outcome, Postponed, Reason, Released, Succeeded
 from broker_worker.task import (
     MAX_INTERRUPTIONS,
@@ -140,7 +140,7 @@ def step_of_decision(decision: Decision, row: Task | None, arrival: Arrival, *, 
             after = replace(
                 _waiting(base, epoch=base.epoch + 1),
                 refused_at=refused_at,
-                reason=refusal.reason if refusal else base.reason,
+                reason=refusal.reason if refusal and not base.is_crasher else base.reason,
             )
             copy = Copy(delay, is_exact=is_exact)
             failure_kept = refusal.failure if refusal else None
@@ -252,9 +252,8 @@ def step_of_cancel(row: Task) -> Step:
 
 
 def step_of_replay(row: Task, message: Message) -> Step:
-    """A dead task begins again, from its dead letter, whatever its publisher's time limit was."""
-    headers = {name: value for name, value in message.headers.items() if name != NOT_AFTER}
-    message = replace(message, not_after=None, headers=headers)
+    """A dead task begins again, from its dead letter, at once, whatever its publisher's times were."""
+    message = replace(message, not_after=None, deliver_at=None)
     after = replace(
         _waiting(row, epoch=row.epoch + 1, state=TaskState.QUEUED),
         attempt=0,

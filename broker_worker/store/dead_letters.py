@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID
@@ -285,9 +285,8 @@ class Desk:
 
     async def _send_again(self, connection: AsyncConnection, found: _Found) -> None:
         if found.task is not None and found.message is not None:
-            # it died once already: what its publisher said about "too late" and "not yet" is over
-            message = replace(found.message, not_after=None, deliver_at=None)
-            await apply(connection, self._schema, [step_of_replay(found.task, message)], worker=None)
+            step = step_of_replay(found.task, found.message)
+            await apply(connection, self._schema, [step], worker=None)
             return
         letter = found.letter
         copy = OutboxRow(

@@ -7,7 +7,7 @@ from uuid import UUID
 import pytest
 
 from broker_worker.failure import Refusal
-from broker_worker.message import NOT_AFTER, Message, TaskId, copy_properties, decode
+from broker_worker.message import Message, TaskId, copy_properties, decode
 from broker_worker.outcome import (
     Cancelled,
     Dead,
@@ -373,7 +373,7 @@ def test_a_replay_begins_from_the_start_but_never_with_an_old_epoch() -> None:
 
 
 def test_a_replay_outlives_the_publishers_time_limit() -> None:
-    late = replace(MESSAGE, not_after=NOW, headers={NOT_AFTER: NOW, "tenant-id": "t"})
+    late = replace(MESSAGE, not_after=NOW, deliver_at=NOW, headers={"tenant-id": "t"})
 
     step = step_of_replay(replace(QUEUED, state=TaskState.DEAD), late)
 
