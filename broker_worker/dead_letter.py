@@ -10,10 +10,12 @@ from uuid import UUID, uuid4, uuid5
 from broker_worker.message import (
     ATTEMPT,
     EPOCH,
+    MAX_HEADER_BYTES,
     TASK_ID,
     Message,
     Properties,
     TaskId,
+    headers_size,
     publisher_headers,
     tag,
     to_record,
@@ -131,6 +133,8 @@ def letter_properties(letter: DeadLetter, *, worker: str, failed_at: datetime) -
     if letter.message_id is not None:
         headers[TASK_ID] = letter.message_id
     carried = carried_properties(letter.record)
+    # too many to be sent at all: the database has them
+    fitting = carried.headers if headers_size(carried.headers) <= MAX_HEADER_BYTES else {}
     return Properties(
         type=letter.name,
         content_type=carried.content_type,
@@ -139,7 +143,7 @@ def letter_properties(letter: DeadLetter, *, worker: str, failed_at: datetime) -
         reply_to=carried.reply_to,
         app_id=carried.app_id,
         timestamp=carried.timestamp,
-        headers={**carried.headers, **headers},
+        headers={**fitting, **headers},
     )
 
 

@@ -14,7 +14,7 @@ from broker_worker.failure import Refusal, type_name
 from broker_worker.message import is_json
 from broker_worker.outcome import Reason
 from broker_worker.payload import Arguments, Decoder, Function, Payload, check_json, refusal
-from broker_worker.retry import RetryPolicy
+from broker_worker.retry import LONGEST_DELAY, RetryPolicy
 
 _ESCAPED_NUL = re.compile(rb"(?<!\\)(?:\\\\)*\\u0000")
 
@@ -39,11 +39,12 @@ class Overrides:
     def __post_init__(self) -> None:
         if self.max_attempts is not None and not 1 <= self.max_attempts <= 1000:  # noqa: PLR2004 - as the setting
             raise ConfigurationError(f"max_attempts is {self.max_attempts}, allowed are 1 to 1000")
-        if self.timeout is not None and self.timeout <= timedelta(0):
-            raise ConfigurationError("timeout must be more than 0")
+        if self.timeout is not None and not timedelta(0) < self.timeout <= LONGEST_DELAY:
+            raise ConfigurationError(f"timeout must be more than 0 and at most {LONGEST_DELAY.days} days")
         delays = [delay for delay in (self.retry_delay, self.retry_max_delay) if delay is not None]
-        if any(delay < timedelta(0) for delay in delays):
-            raise ConfigurationError("retry_delay and retry_max_delay must not be negative")
+        if any(not timedelta(0) <= delay <= LONGEST_DELAY for delay in delays):
+            limit = f"negative, or more than {LONGEST_DELAY.days} days"
+            raise ConfigurationError(f"retry_delay and retry_max_delay must not be {limit}")
         if delays != sorted(delays):
             raise ConfigurationError("retry_delay must not be more than retry_max_delay")
 

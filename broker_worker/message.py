@@ -20,6 +20,7 @@ from broker_worker.outcome import Failure, Reason
 
 MAX_ID_LENGTH = 200  # characters; AMQP's own limit for a short string is 255 bytes
 MAX_NAME_LENGTH = 200  # characters
+MAX_HEADER_BYTES = 64 * 1024  # a frame holds 128 KiB by default; copies and dead letters add their own
 MAX_EPOCH = 2**31 - 1  # a Postgres integer
 TEXT_ENCODINGS = frozenset({"", "utf-8", "utf8", "identity"})
 TRACEPARENT = re.compile("[0-9a-f]{2}-([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}.*")
@@ -143,6 +144,9 @@ def decode(
     if len(body) > max_body_bytes:
         detail = f"the body has {len(body)} bytes, allowed are {max_body_bytes}"
         return _undecodable(Reason.OVERSIZE, detail, message)
+    if (size := headers_size(properties.headers)) > MAX_HEADER_BYTES:
+        detail = f"the headers have {size} bytes, allowed are {MAX_HEADER_BYTES}"
+        return _undecodable(Reason.OVERSIZE, detail, message)
     try:
         _check_encoding(properties)
         not_after, deliver_at = _times(properties, now)
@@ -184,9 +188,16 @@ def copy_properties(message: Message, *, epoch: int, attempt: int) -> Properties
     )
 
 
-def stamped_properties(properties: Properties, *, name: str, task_id: str, now: datetime) -> Properties:
-    """Build what a message without an id is republished with, under the fresh `task_id`."""
-    headers = {**publisher_headers(properties.headers), **_time_headers(*_times(properties, now))}
+def stamped_properties(
+    properties: Properties, *, name: str, task_id: str, now: datetime, is_expired: bool = False
+) -> Properties:
+    """Build what a message without an id is republished with, under the fresh `task_id`.
+
+    `is_expired`: the broker took its `expiration` away when the time was over.
+    """
+    not_after, deliver_at = _times(properties, now)
+    not_after = now if is_expired else not_after
+    headers = {**publisher_headers(properties.headers), **_time_headers(not_after, deliver_at)}
     headers |= {TASK_ID: task_id, EPOCH: 0, ATTEMPT: 0}
     return Properties(
         type=name,
@@ -213,6 +224,21 @@ def publisher_headers(headers: Mapping[str, object]) -> dict[str, Scalar]:
         and not name.startswith(("x-", "bw-"))
         and name.lower() not in NOT_HEADERS
     }
+
+
+def headers_size(headers: Mapping[str, object]) -> int:
+    """Estimate the bytes of the headers that a copy would carry."""
+    return sum(len(name) * 4 + _size(value) for name, value in publisher_headers(headers).items())
+
+
+def _size(value: Scalar) -> int:
+    match value:
+        case str():
+            return len(value.encode("utf-8", "replace"))
+        case bytes():
+            return len(value)
+        case _:
+            return 8
 
 
 def media_type(content_type: str | None) -> str:

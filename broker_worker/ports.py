@@ -79,12 +79,15 @@ class Memory(Protocol):
     def remember(self, claim: Claim, delivery: Delivery) -> None:
         """Know the run of a claim from the moment that its commit is known."""
 
-    def adopt(self, key: int, epoch: int, delivery: Delivery) -> None:
-        """Let `delivery` take the place of the one that a run lost with its channel."""
+    def adopt(self, key: int, epoch: int, delivery: Delivery) -> bool:
+        """Let `delivery` take the place of the one that a run lost; `False` if that run is over."""
 
 
 class TaskStore(Protocol):
     """The inbox: every answer is given after its commit."""
+
+    async def settled(self) -> None:
+        """Return once nothing is on its way, and memory knows every claim that was made."""
 
     async def arrive(self, arrival: Arrival, delivery: Delivery) -> Met:
         """Decide what a delivery means and commit what follows, a claim among it. Repeatable.

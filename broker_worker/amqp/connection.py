@@ -24,7 +24,7 @@ from broker_worker.amqp import safe_decoding
 from broker_worker.amqp.failures import ConnectionUnusableError, describe, is_the_brokers, translated
 from broker_worker.amqp.patience import Reports, keep_up
 from broker_worker.amqp.urls import address, broker_urls
-from broker_worker.errors import BrokerUnavailableError
+from broker_worker.errors import BrokerUnavailableError, ConfigurationError
 from broker_worker.events import ConnectionChanged, Emit
 
 HEARTBEAT = 20  # seconds; the broker closes after two without a sign of life
@@ -130,7 +130,7 @@ class Link:
 
     async def _live(self, serve: Callable[[Connection], Awaitable[None]]) -> None:
         try:
-            connection = await connect(self._read_url(), self._client_name)
+            connection = await connect(self._url(), self._client_name)
         except BrokerUnavailableError as error:
             self._report_down(str(error))
             raise
@@ -146,6 +146,12 @@ class Link:
         finally:
             self._connection = None
             await connection.close_soon()
+
+    def _url(self) -> str:
+        try:
+            return self._read_url()
+        except ConfigurationError as error:  # it was there at the start: its file is being replaced
+            raise BrokerUnavailableError(str(error)) from error
 
     def _report_down(self, detail: str) -> None:
         if self._reports.is_due():

@@ -6,6 +6,7 @@ each command imports what it needs when it runs.
 
 from __future__ import annotations
 
+import logging
 from typing import Annotated
 
 import typer
@@ -64,4 +65,9 @@ stats.add_to(app)
 
 def main() -> None:
     """Run one command and exit: 0 done, 1 a check failed or nothing fits, 2 wrong usage or settings."""
+    for library in (
+        "aiormq",
+        "aio_pika",
+    ):  # a failure is one line, and it is ours; `run` sets up its own logs
+        logging.getLogger(library).setLevel(logging.CRITICAL)
     app()

@@ -96,7 +96,7 @@ async def _insert(connection: AsyncConnection, schema: str, steps: Sequence[Step
                 CAST(:reply_to AS text), CAST(:correlation_id AS text), CAST(:producer AS text),
                 CAST(:published_at AS timestamptz))
         ON CONFLICT DO NOTHING RETURNING key""")
-    for step, row in zip(steps, rows, strict=True):
+    for step, row in sorted(zip(steps, rows, strict=True), key=lambda pair: pair[0].after.id):
         key = (await connection.execute(statement, row)).scalar()
         if key is not None:
             after = replace(step.after, key=key)

@@ -114,7 +114,7 @@ class Arrivals:
             )
             return {TaskId(row.queue, row.name, row.message_id): row.key for row in rows}
 
-    async def _decide(self, batch: Sequence[Coming]) -> dict[TaskId, Met]:
+    async def _decide(self, batch: Sequence[Coming]) -> dict[TaskId, Met | None]:
         """Lock the rows that are there, decide each delivery, and write it all in one transaction.
 
         A row that another transaction holds is left out: it is decided again.
@@ -153,6 +153,9 @@ class Arrivals:
             if (letter := conflict_letter(decision, row, arrival)) is not None:
                 letters.append(letter)
         applied = await apply(connection, self._schema, steps, worker=self._worker)
+        await self._refresh(
+            connection, [row.key for _, decision, row in decided if row and isinstance(decision, Resumed)]
+        )
         new = await insert_letters(connection, self._schema, letters, worker=self._worker)
         rows = [letter_row(letter, self._worker) for letter in letters if letter.id in new]
         owed = applied.owed + await insert_outbox(connection, self._schema, rows, worker=self._worker)
@@ -162,6 +165,16 @@ class Arrivals:
             for coming, decision, _ in decided
             if coming.arrival.message.task in after_by_task
         ]
+
+    async def _refresh(self, connection: AsyncConnection, keys: Sequence[int]) -> None:
+        """Date resumed runs anew, so that the heartbeat does not take them for forgotten ones."""
+        if keys:
+            await connection.execute(
+                text(f"""
+                    UPDATE {self._schema}.tasks SET started_at = now()
+                    WHERE key = ANY(CAST(:keys AS bigint[]))"""),
+                {"keys": list(keys)},
+            )
 
     async def _lock(
         self, connection: AsyncConnection, batch: Sequence[Coming]
@@ -202,8 +215,11 @@ class Arrivals:
             return self._memory.recall(task.key, task.epoch)
         return Holder.DEAD if is_holder_dead else Holder.ELSEWHERE
 
-    def _remember(self, decision: Decision, after: Task, coming: Coming) -> Met:
-        """Tell memory before anything else can happen to this task in this process."""
+    def _remember(self, decision: Decision, after: Task, coming: Coming) -> Met | None:
+        """Tell memory before anything else can happen to this task in this process.
+
+        Nothing where a run ended while it was decided that a delivery joins it: decide again.
+        """
         match decision:
             case Claimed() | Resumed():
                 is_repeat = coming.delivery.redelivered or after.attempt > 1 or isinstance(decision, Resumed)
@@ -211,7 +227,8 @@ class Arrivals:
                 self._memory.remember(claim, coming.delivery)
                 return Met(decision, claim)
             case Adopted(epoch=epoch):
-                self._memory.adopt(after.key, epoch, coming.delivery)
+                if not self._memory.adopt(after.key, epoch, coming.delivery):
+                    return None
             case _:
                 pass
         return Met(decision)

@@ -15,6 +15,7 @@ from typing import Any
 from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 
 import asyncpg
+from asyncpg.exceptions import ClientConfigurationError
 from asyncpg.exceptions import InterfaceError as DriverInterfaceError
 from asyncpg.exceptions import PostgresError as DriverError
 from sqlalchemy.exc import DBAPIError, InterfaceError, SQLAlchemyError
@@ -175,12 +176,19 @@ def split_url(url: str) -> str:
 
 def _creator(reveal_url: Callable[[], str], application: str) -> Callable[..., Any]:
     async def connect(*_args: object, **_kwargs: object) -> asyncpg.Connection:
-        return await asyncpg.connect(
-            split_url(reveal_url()),
-            timeout=CONNECT_TIMEOUT.total_seconds(),
-            command_timeout=COMMAND_TIMEOUT.total_seconds(),
-            statement_cache_size=0,
-            server_settings={"application_name": application},
-        )
+        try:
+            url = reveal_url()
+        except ConfigurationError as error:  # it was there at the start: its file is being replaced
+            raise StoreUnavailableError(str(error)) from error
+        try:
+            return await asyncpg.connect(
+                split_url(url),
+                timeout=CONNECT_TIMEOUT.total_seconds(),
+                command_timeout=COMMAND_TIMEOUT.total_seconds(),
+                statement_cache_size=0,
+                server_settings={"application_name": application},
+            )
+        except (ValueError, OverflowError, ClientConfigurationError) as error:
+            raise ConfigurationError(f"the database URL can't be used: {first_line(error)}") from error
 
     return connect

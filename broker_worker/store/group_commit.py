@@ -33,6 +33,8 @@ class GroupCommit(Generic[Item, Result]):
         self._max_batch = max_batch
         self._waiting: deque[tuple[Item, asyncio.Future[Result]]] = deque()
         self._arrived = asyncio.Event()
+        self._is_settled = asyncio.Event()
+        self._is_settled.set()
 
     async def write(self, item: Item) -> Result:
         """Return once `item` is committed; raise what its commit raised.
@@ -41,6 +43,7 @@ class GroupCommit(Generic[Item, Result]):
         """
         committed: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
         self._waiting.append((item, committed))
+        self._is_settled.clear()
         self._arrived.set()
         return await committed
 
@@ -50,12 +53,18 @@ class GroupCommit(Generic[Item, Result]):
             while True:
                 await self._arrived.wait()
                 batch = self._take()
-                await self._settle(batch)
+                if batch:
+                    await self._settle(batch)
                 if not self._waiting:
                     self._arrived.clear()
+                    self._is_settled.set()
         finally:
             for _, committed in self._waiting:
                 committed.cancel()
+
+    async def settled(self) -> None:
+        """Return once no batch is on its way: whoever gave up waiting may still have been written."""
+        await self._is_settled.wait()
 
     def _take(self) -> list[tuple[Item, asyncio.Future[Result]]]:
         batch: list[tuple[Item, asyncio.Future[Result]]] = []
@@ -63,6 +72,8 @@ class GroupCommit(Generic[Item, Result]):
         keys: set[Hashable] = set()
         while self._waiting and len(batch) < self._max_batch:
             item, committed = self._waiting.popleft()
+            if committed.cancelled():  # nobody waits for it, and nothing of it is written
+                continue
             key = self._key(item)
             if key in keys:
                 later.append((item, committed))

@@ -51,6 +51,11 @@ class TaskStore:
             writers.create_task(self._successes.run())
             writers.create_task(self._others.run())
 
+    async def settled(self) -> None:
+        """Return once nothing is on its way to the database, and memory knows every claim."""
+        for commits in (self._arrivals, self._successes, self._others):
+            await commits.settled()
+
     async def arrive(self, arrival: Arrival, delivery: Delivery) -> Met:
         """Decide what a delivery means and commit what follows, a claim among it.
 

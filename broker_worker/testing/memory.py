@@ -76,6 +76,9 @@ class MemoryStore:
 
     # --- tasks -----------------------------------------------------------------------
 
+    async def settled(self) -> None:
+        """Every write here is done when it returns."""
+
     async def arrive(self, arrival: Arrival, delivery: Delivery) -> Met:
         found = self._database.tasks.get(arrival.message.task)
         row = found.task if found else None
@@ -86,6 +89,8 @@ class MemoryStore:
         if step is not None:
             self._apply(step)
             row = self._database.tasks[arrival.message.task].task
+        if isinstance(decision, Resumed) and found is not None:
+            found.started_at = self._database.clock.now()
         if (letter := conflict_letter(decision, row, arrival)) is not None:
             self._owed(self._database.keep(letter, worker=self._worker))
         return self._remember(decision, row or new_row(arrival), arrival, delivery)
@@ -122,6 +127,7 @@ class MemoryStore:
                 self._memory.remember(claim, delivery)
                 return Met(decision, claim)
             case Adopted(epoch=epoch):
+                # nothing comes between the decision and this: the run is there
                 self._memory.adopt(row.key, epoch, delivery)
             case _:
                 pass

@@ -24,6 +24,7 @@ from broker_worker.worker.intake import Intake
 from broker_worker.worker.patience import Patience
 from broker_worker.worker.runs import Run, Runs
 
+SETTLE_WAIT = timedelta(seconds=2)  # for commits that are on their way
 RELEASE_WAIT = timedelta(seconds=2)  # for what is cut short to be written
 PUBLISH_WAIT = timedelta(seconds=2)  # for what is owed to be confirmed; the rest waits in the outbox
 GOODBYE_WAIT = timedelta(seconds=1)
@@ -188,6 +189,8 @@ class Daemon:
             await intake.drain(self._grace, self._signals.hurry)
         for intake in self._parts.intakes:
             self._stubborn += await intake.cut()
+        # a batch that is on its way may still claim for one that was cut
+        await self._within(SETTLE_WAIT, self._tasks.settled())
         await self._within(RELEASE_WAIT, self._release())
         await self._within(PUBLISH_WAIT, self._parts.publish_rest())
         for consumption in self._parts.consumptions:

@@ -10,7 +10,14 @@ from uuid import uuid4
 from broker_worker import failpoint
 from broker_worker.dead_letter import letter_of_stranger
 from broker_worker.errors import PublishError, StoreDataError, StoreUnavailableError
-from broker_worker.events import AttemptFinished, AttemptStarted, DeliverySettled, Emit, PublishFailed
+from broker_worker.events import (
+    AttemptFinished,
+    AttemptStarted,
+    DeliverySettled,
+    Emit,
+    PublishFailed,
+    ServiceFailed,
+)
 from broker_worker.failure import Refusal
 from broker_worker.handler import Handler, Limits
 from broker_worker.message import Message, Undecodable, Unidentified, decode, stamped_properties
@@ -20,6 +27,7 @@ from broker_worker.payload import Arguments
 from broker_worker.ports import Clock, Delivery, Publisher, TaskStore
 from broker_worker.registry import Registry
 from broker_worker.reply import is_allowed
+from broker_worker.retry import LONGEST_DELAY
 from broker_worker.step import Claim
 from broker_worker.task import (
     Adopted,
@@ -135,7 +143,11 @@ class Processor:
         A crash between the confirm and the ack makes two tasks of it.
         """
         properties = stamped_properties(
-            delivery.properties, name=message.name, task_id=str(uuid4()), now=self._clock.now()
+            delivery.properties,
+            name=message.name,
+            task_id=str(uuid4()),
+            now=self._clock.now(),
+            is_expired=delivery.poisoning is Poisoning.EXPIRED,
         )
         outgoing = Outgoing(Kind.COPY, delivery.queue, properties, delivery.body)
         patience = Patience(self._clock, self._random)
@@ -253,7 +265,7 @@ class Processor:
             attempt=claim.attempt,
             max_attempts=limits.policy.max_attempts,
             may_be_repeat=claim.may_be_repeat,
-            deadline=started + limits.timeout,
+            deadline=started + min(limits.timeout, LONGEST_DELAY),
         )
         return await self._executor.execute(prepared.handler, prepared.arguments or {}, context)
 
@@ -271,6 +283,9 @@ class Processor:
             except StoreDataError as error:
                 outcome = _without_values(outcome, error)
                 self._runs.conclude(claim, outcome)
+            except Exception as error:  # noqa: BLE001 - whatever it is, the outcome must not get lost
+                self._emit(ServiceFailed("record", error))
+                await patience.pause()
             else:
                 self._emit(
                     AttemptFinished(

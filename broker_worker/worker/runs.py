@@ -40,11 +40,13 @@ class Runs:
         """Know a run."""
         self._run_by_claim[claim.key, claim.epoch] = Run(claim, delivery)
 
-    def adopt(self, key: int, epoch: int, delivery: Delivery) -> None:
-        """Let `delivery` take the place of the one that the run lost with its channel."""
+    def adopt(self, key: int, epoch: int, delivery: Delivery) -> bool:
+        """Let `delivery` take the place of the one that the run lost; `False` if that run is over."""
         run = self._run_by_claim.get((key, epoch))
-        if run is not None:
-            run.delivery = delivery
+        if run is None:
+            return False
+        run.delivery = delivery
+        return True
 
     def conclude(self, claim: Claim, outcome: Outcome) -> None:
         """Keep what a run led to until it is recorded, also when its recording is cut short."""

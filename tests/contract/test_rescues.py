@@ -265,6 +265,16 @@ async def test_a_claim_may_be_on_its_way_to_memory_for_a_while(world: World) -> 
     assert await worker.rescues.release_forgotten([]) == 0
 
 
+async def test_a_run_that_was_resumed_meanwhile_is_not_forgotten(world: World) -> None:
+    worker = await forgotten(world)
+    known = worker.runs.keys()  # asked before the database answers
+    await world.pass_time(HOUR)
+
+    await worker.arrive(MESSAGE)
+
+    assert await worker.rescues.release_forgotten(known) == 0
+
+
 async def test_what_is_known_is_not_forgotten(world: World) -> None:
     worker = await forgotten(world)
     key = (await world.row(TASK)).key

@@ -313,6 +313,32 @@ async def test_a_run_that_lost_its_channel_adopts_the_next_delivery(world: World
     assert worker.runs.forget(claim) is found
 
 
+async def test_a_delivery_that_would_join_a_run_which_ends_meanwhile_is_decided_again(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    worker = await world.join()
+    lost, late = Arrived(MESSAGE), Arrived(MESSAGE, redelivered=True)
+    claim = await worker.claim(MESSAGE, delivery=lost)
+    lost.is_alive = False
+    recall = worker.runs.recall
+
+    async def end() -> None:
+        await worker.record(claim, Succeeded())
+        worker.runs.forget(claim)
+
+    if not hasattr(worker.tasks, "_arrivals"):
+        pytest.skip("in memory nothing comes between the decision and the joining")
+    monkeypatch.setattr(worker.runs, "adopt", lambda *_: False)
+    monkeypatch.setattr(worker.runs, "recall", recall)
+    arriving = asyncio.create_task(worker.arrive(MESSAGE, delivery=late))
+    await asyncio.sleep(0.2)
+    await end()
+
+    met = await arriving
+
+    assert isinstance(met.decision, Duplicate)
+
+
 async def test_a_delivery_of_a_run_elsewhere_leaves_its_body(world: World) -> None:
     worker, other = await world.join(), await world.join()
     claim = await worker.claim(MESSAGE)

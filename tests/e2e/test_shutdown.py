@@ -68,3 +68,15 @@ def test_the_last_word_of_a_worker_is_that_it_is_dead(service: Service) -> None:
 
     (row,) = service.rows("SELECT dead_at FROM workers")
     assert row["dead_at"] is not None
+
+
+def test_a_hurried_end_in_the_middle_of_claiming_charges_nothing_that_did_not_run(service: Service) -> None:
+    worker = service.start(QUEUES="default:300")
+    service.publish(*(message("double", f"t-{i}", {"x": i}) for i in range(1500)))
+
+    worker.signal(signal.SIGTERM)
+    worker.signal(signal.SIGTERM)
+
+    assert worker.wait() == 0
+    assert "running" not in service.states()
+    assert not service.rows("SELECT task_key FROM attempts WHERE outcome = 'crashed'")

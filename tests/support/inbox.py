@@ -42,12 +42,13 @@ class FakeDelivery:
 class FakeMemory:
     """Knows every run of its own."""
 
-    def recall(self, key: int, epoch: int) -> Holder:  # noqa: ARG002
+    def recall(self, key: int, epoch: int) -> Holder:
         return Holder.HERE
 
     def remember(self, claim: Claim, delivery: Delivery) -> None: ...
 
-    def adopt(self, key: int, epoch: int, delivery: Delivery) -> None: ...
+    def adopt(self, key: int, epoch: int, delivery: Delivery) -> bool:
+        return True
 
 
 @dataclass

@@ -56,6 +56,35 @@ async def test_what_arrives_during_a_commit_shares_the_next_one(commits: Commits
     assert [task.result() for task in (first, *rest)] == ["A", "B", "C", "D"]
 
 
+async def test_what_nobody_waits_for_any_more_is_not_written(commits: Commits) -> None:
+    async with running(commits) as group:
+        first = asyncio.create_task(group.write("a"))
+        await commits.begun.wait()
+        given_up = asyncio.create_task(group.write("b"))
+        await asyncio.sleep(0)
+        given_up.cancel()
+        await asyncio.gather(given_up, return_exceptions=True)
+        commits.gate.set()
+        await first
+        await group.settled()
+
+    assert commits.batches == [["a"]]
+
+
+async def test_it_is_settled_only_when_the_batch_on_its_way_has_arrived(commits: Commits) -> None:
+    async with running(commits) as group:
+        given_up = asyncio.create_task(group.write("a"))
+        await commits.begun.wait()
+        given_up.cancel()
+        settled = asyncio.create_task(group.settled())
+        await asyncio.sleep(0)
+        assert not settled.done()
+
+        commits.gate.set()
+
+        await settled
+
+
 async def test_a_batch_is_bounded_and_keeps_the_order(commits: Commits) -> None:
     commits.gate.set()
     async with running(commits, max_batch=2) as group:

@@ -505,3 +505,18 @@ def test_a_number_that_json_lacks_is_stored_all_the_same(value: float) -> None:
 )
 def test_whatever_arrives_is_read_or_refused_and_never_raises(properties: Properties, body: bytes) -> None:
     assert isinstance(read(properties, body), Message | Unidentified | Undecodable)
+
+
+def test_headers_that_no_copy_could_carry_are_oversize_with_their_identity() -> None:
+    refusal = refused(Properties(type="email.send", message_id="m-1", headers={"h": "x" * 70_000}))
+
+    assert refusal.reason is Reason.OVERSIZE
+    assert refusal.message is not None
+
+
+def test_a_message_that_expired_without_an_id_is_stamped_as_expired() -> None:
+    sent = Properties(type="email.send")
+
+    stamped = stamped_properties(sent, name="email.send", task_id="fresh", now=NOW, is_expired=True)
+
+    assert accepted(stamped).not_after == NOW

@@ -250,6 +250,36 @@ async def test_a_result_that_the_store_refuses_ends_as_a_dead_letter_and_not_in_
 
 
 @in_virtual_time
+async def test_an_outcome_survives_an_error_that_nobody_foresaw() -> None:
+    runs = 0
+
+    async def once() -> str:
+        nonlocal runs
+        runs += 1
+        return "done"
+
+    here = world(once=once)
+    record = here.store.record
+    bugs = iter([RuntimeError("a bug"), RuntimeError("again")])
+
+    async def fail_twice(claim: Claim, outcome: Outcome) -> bool:
+        for error in bugs:
+            raise error
+        return await record(claim, outcome)
+
+    here.store.record = fail_twice  # type: ignore[method-assign]
+
+    async with here.working():
+        here.send("once", "t-1")
+        await asyncio.sleep(0.01)
+        assert len(here.channel.unsettled) == 1  # not acked while the outcome is not written
+        await here.until_finished()
+
+    assert runs == 1
+    assert here.state("once", "t-1") is TaskState.SUCCEEDED
+
+
+@in_virtual_time
 async def test_a_message_without_an_id_is_sent_once_more_under_a_fresh_one() -> None:
     async def double(x: int) -> int:
         return 2 * x
