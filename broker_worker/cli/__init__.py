@@ -68,6 +68,6 @@ def main() -> None:
     for library in (
         "aiormq",
         "aio_pika",
-    ):  # a failure is one line, and it is ours; `run` sets up its own logs
+    ):  # a failure is one line of ours; `run` sets up its logs
         logging.getLogger(library).setLevel(logging.CRITICAL)
     app()
