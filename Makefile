@@ -2,7 +2,8 @@
 SHELL := /bin/bash
 PYTHON ?=
 VENV_READY := .venv/.ready
-WORKERS ?= 4
+# more than there are cores: most of the long tests wait for a server or a clock
+WORKERS ?= 6
 export PYTHON
 
 .PHONY: help setup fmt check test demo lock clean
@@ -27,7 +28,7 @@ check: setup ## formatting, lint, types, import direction
 	.venv/bin/lint-imports
 
 test: setup ## the whole suite against a real RabbitMQ and Postgres; WORKERS=n, ARGS="-k name"
-	.venv/bin/python -m pytest -n $(WORKERS) $(ARGS)
+	.venv/bin/python -m pytest -n $(WORKERS) --dist worksteal $(ARGS)
 
 demo: setup ## see it work: servers, a worker, some 350 tasks
 	.venv/bin/python -m examples.demo

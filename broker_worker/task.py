@@ -250,11 +250,12 @@ def _begin(row: Task | None, arrival: Arrival, *, now: datetime, grace: timedelt
         return CancelledBefore()
     if is_past(arrival.message.not_after, now) or arrival.poisoning is Poisoning.EXPIRED:
         return Expired()
-    if arrival.refusal is not None:
-        return _refuse(row, arrival.refusal, now=now, grace=grace)
-    deliver_at = arrival.message.deliver_at
-    if deliver_at is not None and deliver_at > now:
-        return PutOff(delay=deliver_at - now, is_exact=True)
+    refusal, deliver_at = arrival.refusal, arrival.message.deliver_at
+    is_final = refusal is not None and refusal.reason not in GRACE_REASONS
+    if deliver_at is not None and deliver_at > now and not is_final:
+        return PutOff(delay=deliver_at - now, is_exact=True)  # who knows what is deployed by then
+    if refusal is not None:
+        return _refuse(row, refusal, now=now, grace=grace)
     if arrival.poisoning is not None:
         return _revive(row)
     return _claim(row, arrival)

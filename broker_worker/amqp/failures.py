@@ -22,6 +22,7 @@ LIBRARY = (
     EOFError,
     struct.error,
 )
+NO_VHOST = "Expected one of ['Connection.OpenOk']"  # how aiormq words the refusal of Connection.Open
 
 
 class ConnectionUnusableError(Exception):
@@ -60,6 +61,8 @@ def describe(error: BaseException) -> str:
     """Say in one line what went wrong; never contains the URL's password."""
     if isinstance(error, aiormq.ProbableAuthenticationError | aiormq.AuthenticationError):
         return f"access refused (user, password and virtual host are right?): {_text(error)}"
+    if NO_VHOST in str(error):
+        return "no such virtual host, or this user has no right to it"
     if isinstance(error, TimeoutError) and not error.args:
         return "no answer in time"
     return _text(error)

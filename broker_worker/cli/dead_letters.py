@@ -231,9 +231,7 @@ def _check_choice(ids: list[UUID] | None, selection: Selection, *, everything: b
 
     ways = [bool(ids), selection != Selection(), everything]
     if sum(ways) != 1:
-        raise typer.BadParameter(
-            "name ids, or --reason, --queue, --name, --group, or --all: one of the three"
-        )
+        raise typer.BadParameter("name ids, or --reason, --queue, --name, --group, or --all")
 
 
 def _list_choice(ids: list[UUID] | None, selection: Selection, *, as_json: bool) -> None:

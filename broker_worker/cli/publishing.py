@@ -74,6 +74,8 @@ def publish(
     Example: `broker-worker publish email.send --data '{"to": "ada@example.org"}' --delay 5m`
     """
     settings = load_settings("amqp_url")
+    if not name.strip():
+        raise ConfigurationError("the task name is empty")
     queue = queue or _only_queue(settings)
     task_id = id_ or uuid4().hex
     headers: dict[str, object] = {**_headers(header or ()), TASK_ID: task_id}

@@ -136,7 +136,7 @@ def watch(
 
 @commands.command()
 def cancel(id_: Id, actor: Actor, *, queue: Queue = None, name: Name = None, as_json: AsJson = False) -> None:
-    """Cancel a task: at once where it waits; where it runs, its worker is asked to stop it.
+    """Cancel a task: at once where it waits; where it runs, no attempt follows this one.
 
     Example: `broker-worker tasks cancel order-17 --actor ada`
     """

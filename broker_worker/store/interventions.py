@@ -49,7 +49,7 @@ async def cancel_task(database: Database, lookup: TaskLookup, *, actor: str) -> 
         await apply(connection, database.schema, [step_of_cancel(task)], worker=None)
         entry = AuditEntry.of_task(actor, "cancel", task.id, key=task.key)
         await write_audit(connection, database.schema, entry)
-    detail = "its worker is asked to stop it" if task.state is TaskState.RUNNING else "cancelled"
+    detail = "no attempt follows the one that runs" if task.state is TaskState.RUNNING else "cancelled"
     return Verdict(task.id.id, is_done=True, detail=detail)
 
 

@@ -272,7 +272,7 @@ async def _detail(connection: AsyncConnection, schema: str, key: int) -> TaskDet
         return list((await connection.execute(text(query), values)).all())
 
     found = await rows(f"""
-        SELECT {TASK_COLUMNS}, t.result,
+        SELECT {TASK_COLUMNS}, CAST(t.result AS text) AS result,
           EXISTS (SELECT 1 FROM {schema}.payloads p WHERE p.task_key = t.key) AS has_payload
         FROM {schema}.tasks t WHERE t.key = :key""")
     if not found:
@@ -323,4 +323,5 @@ def _summary(row: Row[Any]) -> TaskSummary:
 
 
 def _json(value: object) -> object:
+    """Read a json column that was asked for as text: the driver would decode it, a string result too."""
     return json.loads(value) if isinstance(value, str) else value

@@ -13,23 +13,38 @@ from sqlalchemy import Connection, text
 from sqlalchemy.exc import ProgrammingError
 
 from broker_worker.errors import SchemaError
-from broker_worker.store.database import Database
+from broker_worker.store.database import Database, first_line, sqlstate
 
 VERSION_TABLE = "alembic_version"
 OLDEST = "0001"  # the oldest revision that this release works on
 NEWEST = "0001"
 LOCK_KEY = 0x62776D67  # one migration at a time; any number that is ours
+NO_RIGHT = "42501"
+NOT_THERE = frozenset({"42P01", "3F000"})  # undefined table, undefined schema
 TABLES = ("tasks", "payloads", "attempts", "dead_letters", "outbox", "workers")
 
 
 async def migrate(database: Database) -> None:
-    """Bring the schema up to date; idempotent, and safe when several do it at once."""
-    async with database.transaction() as connection:
-        await connection.exec_driver_sql(
-            "SELECT set_config('statement_timeout', '0', true), set_config('lock_timeout', '60s', true)"
+    """Bring the schema up to date; idempotent, and safe when several do it at once.
+
+    Raises:
+        SchemaError: this role may not.
+        StoreUnavailableError: Postgres can't now.
+    """
+    try:
+        async with database.transaction() as connection:
+            await connection.exec_driver_sql(
+                "SELECT set_config('statement_timeout', '0', true), set_config('lock_timeout', '60s', true)"
+            )
+            await connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({LOCK_KEY})")
+            await connection.run_sync(_upgrade, database)
+    except ProgrammingError as error:
+        if sqlstate(error) != NO_RIGHT:
+            raise
+        detail = (
+            f"this role may not migrate schema {database.schema_name!r}: {first_line(error.orig or error)}"
         )
-        await connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({LOCK_KEY})")
-        await connection.run_sync(_upgrade, database)
+        raise SchemaError(f"{detail}; run `broker-worker migrate` as its owner") from error
 
 
 def _upgrade(connection: Connection, database: Database) -> None:
@@ -91,9 +106,9 @@ async def _revision(database: Database) -> str | None:
             )
             return row.scalar()
     except ProgrammingError as error:
-        if getattr(error.orig, "sqlstate", None) in {"42P01", "3F000"}:
+        if sqlstate(error) in NOT_THERE:
             return None
-        if getattr(error.orig, "sqlstate", None) == "42501":
+        if sqlstate(error) == NO_RIGHT:
             raise SchemaError(
                 f"no right to read schema {database.schema_name!r}: see `broker-worker grants`"
             ) from error

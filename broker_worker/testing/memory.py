@@ -6,6 +6,7 @@ One event loop is the lock: no method waits halfway.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Collection, Mapping, Sequence
 from datetime import datetime, timedelta
 from uuid import UUID
@@ -52,6 +53,7 @@ IDLE = timedelta(minutes=1)
 FRESH_BEAT = timedelta(seconds=15)
 FORGOTTEN = timedelta(seconds=45)
 LOST = timedelta(hours=6)
+DECIDED_AGAIN_AFTER = 0.05  # seconds
 
 
 class MemoryStore:
@@ -80,6 +82,13 @@ class MemoryStore:
         """Every write here is done when it returns."""
 
     async def arrive(self, arrival: Arrival, delivery: Delivery) -> Met:
+        while True:
+            met = self._decide(arrival, delivery)
+            if met is not None:
+                return met
+            await asyncio.sleep(DECIDED_AGAIN_AFTER)
+
+    def _decide(self, arrival: Arrival, delivery: Delivery) -> Met | None:
         found = self._database.tasks.get(arrival.message.task)
         row = found.task if found else None
         decision = meet(
@@ -119,7 +128,7 @@ class MemoryStore:
             return self._memory.recall(row.key, row.epoch)
         return Holder.DEAD if self._database.is_dead(row.worker) else Holder.ELSEWHERE
 
-    def _remember(self, decision: Decision, row: Task, arrival: Arrival, delivery: Delivery) -> Met:
+    def _remember(self, decision: Decision, row: Task, arrival: Arrival, delivery: Delivery) -> Met | None:
         match decision:
             case Claimed() | Resumed():
                 is_repeat = delivery.redelivered or row.attempt > 1 or isinstance(decision, Resumed)
@@ -127,8 +136,8 @@ class MemoryStore:
                 self._memory.remember(claim, delivery)
                 return Met(decision, claim)
             case Adopted(epoch=epoch):
-                # nothing comes between the decision and this: the run is there
-                self._memory.adopt(row.key, epoch, delivery)
+                if not self._memory.adopt(row.key, epoch, delivery):
+                    return None
             case _:
                 pass
         return Met(decision)

@@ -326,8 +326,6 @@ async def test_a_delivery_that_would_join_a_run_which_ends_meanwhile_is_decided_
         await worker.record(claim, Succeeded())
         worker.runs.forget(claim)
 
-    if not hasattr(worker.tasks, "_arrivals"):
-        pytest.skip("in memory nothing comes between the decision and the joining")
     monkeypatch.setattr(worker.runs, "adopt", lambda *_: False)
     monkeypatch.setattr(worker.runs, "recall", recall)
     arriving = asyncio.create_task(worker.arrive(MESSAGE, delivery=late))

@@ -468,3 +468,13 @@ def test_the_grace_ends_after_few_waits() -> None:
     assert isinstance(decision, Refused)
     assert now == NOW + GRACE
     assert waits < 15
+
+
+def test_an_unknown_task_for_later_waits_for_its_time_and_not_for_its_grace() -> None:
+    later = replace(arrival(), message=replace(arrival().message, deliver_at=NOW + timedelta(days=1)))
+    unknown = replace(later, refusal=Refusal(Reason.UNKNOWN_TASK, Failure("UnknownTask")))
+
+    decision = meet(None, unknown, holder=Holder.NOBODY, now=NOW, grace=timedelta(minutes=5))
+
+    assert isinstance(decision, PutOff)
+    assert (decision.delay, decision.is_exact) == (timedelta(days=1), True)

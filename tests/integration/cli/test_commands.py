@@ -129,6 +129,14 @@ def test_a_task_is_shown_with_its_result(database_url: str, database: Shell) -> 
     assert "  state: succeeded\n" in text.stdout
 
 
+@pytest.mark.parametrize("result", ['"shipped"', '"42"', '"null"', "[1]"])
+def test_a_result_is_shown_as_what_it_is(database_url: str, database: Shell, result: str) -> None:
+    prepare(database_url, lambda inbox: inbox.succeed(a_message("t-1"), result))
+
+    [shown] = database.json("tasks", "show", "t-1")
+    assert shown["result"] == json.loads(result)
+
+
 def test_a_dead_task_is_shown_with_its_traceback(database_url: str, database: Shell) -> None:
     two_dead(database_url)
 

@@ -35,7 +35,7 @@ async def test_a_running_task_is_asked_to_stop(database_url: str) -> None:
 
         verdict = await cancel_task(inbox.database, THE_TASK, actor="ada")
 
-        assert (verdict.is_done, verdict.detail) == (True, "its worker is asked to stop it")
+        assert (verdict.is_done, verdict.detail) == (True, "no attempt follows the one that runs")
         [row] = await inbox.fetch("SELECT state, is_cancel_requested FROM {schema}.tasks")
         assert row == {"state": "running", "is_cancel_requested": True}
 
