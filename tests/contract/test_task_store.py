@@ -320,17 +320,17 @@ async def test_a_delivery_that_would_join_a_run_which_ends_meanwhile_is_decided_
     lost, late = Arrived(MESSAGE), Arrived(MESSAGE, redelivered=True)
     claim = await worker.claim(MESSAGE, delivery=lost)
     lost.is_alive = False
-    recall = worker.runs.recall
+    too_late = asyncio.Event()
 
-    async def end() -> None:
-        await worker.record(claim, Succeeded())
-        worker.runs.forget(claim)
+    def adopt(*_: object) -> bool:
+        too_late.set()
+        return False
 
-    monkeypatch.setattr(worker.runs, "adopt", lambda *_: False)
-    monkeypatch.setattr(worker.runs, "recall", recall)
+    monkeypatch.setattr(worker.runs, "adopt", adopt)
     arriving = asyncio.create_task(worker.arrive(MESSAGE, delivery=late))
-    await asyncio.sleep(0.2)
-    await end()
+    await too_late.wait()
+    await worker.record(claim, Succeeded())
+    worker.runs.forget(claim)
 
     met = await arriving
 
