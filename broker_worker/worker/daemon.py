@@ -10,14 +10,13 @@ worker is dead". A second signal goes straight to "cancel and release".
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Protocol
 
-from broker_worker.errors import StoreUnavailableError, UnavailableError
-from broker_worker.events import Emit, LifecycleChanged
+from broker_worker.errors import UnavailableError
+from broker_worker.events import Emit, LifecycleChanged, ServiceFailed
 from broker_worker.outcome import Released
 from broker_worker.ports import Clock, TaskStore
 from broker_worker.worker.intake import Intake
@@ -204,16 +203,19 @@ class Daemon:
                 releases.create_task(self._release_one(run))
 
     async def _release_one(self, run: Run) -> None:
-        with contextlib.suppress(StoreUnavailableError):  # others take it over when this worker is dead
+        try:
             is_recorded = await self._tasks.record(run.claim, run.outcome or Released())
-            delivery = self._runs.forget(run.claim)
-            if is_recorded and delivery is not None:
-                await delivery.ack()
+        except Exception as error:  # noqa: BLE001 - the others are released; this one is taken over
+            return self._emit(ServiceFailed("release", error))
+        delivery = self._runs.forget(run.claim)
+        if is_recorded and delivery is not None:
+            await delivery.ack()
+        return None
 
     async def _within(self, limit: timedelta, step: Awaitable[None]) -> None:
         """Give a step of the end its time and no more: nothing that it does is needed for safety."""
         try:
             async with asyncio.timeout(limit.total_seconds()):
                 await step
-        except (TimeoutError, UnavailableError) as error:
+        except Exception as error:  # noqa: BLE001 - the next steps of the end are to come, whatever it is
             self._emit(LifecycleChanged("cut_short", f"{type(error).__name__}: {error}"))

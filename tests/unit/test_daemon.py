@@ -1,0 +1,129 @@
+"""The end of a daemon, on parts that note what is asked of them."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from dataclasses import dataclass, field
+from datetime import timedelta
+from uuid import UUID
+
+from broker_worker.events import Event, LifecycleChanged, ServiceFailed
+from broker_worker.message import Message, TaskId
+from broker_worker.outcome import Outcome
+from broker_worker.step import Claim
+from broker_worker.task import Task, TaskState
+from broker_worker.testing.broker import MemoryDelivery
+from broker_worker.testing.clock import VirtualClock, in_virtual_time
+from broker_worker.testing.memory import MemoryStore
+from broker_worker.testing.tables import MemoryDatabase
+from broker_worker.worker.daemon import Daemon, Parts, Signals
+from broker_worker.worker.runs import Runs
+
+WORKER = UUID(int=1)
+
+
+@dataclass
+class End:
+    """A daemon that has nothing but runs to release."""
+
+    events: list[Event] = field(default_factory=list)
+    done: list[str] = field(default_factory=list)
+    runs: Runs = field(default_factory=Runs)
+    signals: Signals = field(default_factory=Signals)
+
+    def __post_init__(self) -> None:
+        self.clock = VirtualClock()
+        self.store = MemoryStore(
+            MemoryDatabase(self.clock),
+            worker=WORKER,
+            memory=self.runs,
+            owed=lambda _: None,
+            grace=timedelta(0),
+        )
+        self.parts = Parts(
+            prepare=self.noting("prepare"),
+            writers=(),
+            services=(),
+            consumptions=(),
+            intakes=(),
+            publish_rest=self.noting("publish_rest"),
+            leave=self.noting("leave"),
+            close=(self.noting("close"),),
+        )
+
+    def noting(self, what: str):  # type: ignore[no-untyped-def]  # noqa: ANN201 - a job that notes its name
+        async def job() -> None:
+            self.done.append(what)
+
+        return job
+
+    async def run(self) -> int:
+        self.signals.ask("the test")
+        daemon = Daemon(
+            self.parts,
+            signals=self.signals,
+            runs=self.runs,
+            tasks=self.store,
+            grace=timedelta(0),
+            clock=self.clock,
+            random=random.random,
+            emit=self.events.append,
+        )
+        self.signals.stop.clear()
+        asyncio.get_running_loop().call_soon(self.signals.stop.set)
+        return await daemon.run()
+
+
+def a_claim(key: int) -> Claim:
+    task = TaskId("default", "name", str(key))
+    row = Task(key, task, TaskState.RUNNING, 1, 3, 1, WORKER, b"")
+    return Claim(row, Message(task=task, body=b"{}"))
+
+
+@in_virtual_time
+async def test_a_run_that_can_not_be_released_keeps_no_other_from_it_and_ends_nothing_early() -> None:
+    end = End()
+    released: list[int] = []
+
+    async def record(claim: Claim, outcome: Outcome) -> bool:
+        if claim.key == 1:
+            raise RuntimeError("a bug")
+        await asyncio.sleep(0.1)
+        released.append(claim.key)
+        return True
+
+    end.store.record = record  # type: ignore[method-assign]
+    for key in (1, 2, 3):
+        end.runs.remember(a_claim(key), MemoryDelivery("default", None, b""))  # type: ignore[arg-type]
+
+    assert await end.run() == 0
+
+    assert released == [2, 3]
+    assert end.done == ["prepare", "publish_rest", "leave", "close"]
+    assert [event.service for event in end.events if isinstance(event, ServiceFailed)] == ["release"]
+
+
+@in_virtual_time
+async def test_a_step_of_the_end_that_fails_does_not_keep_the_next_from_coming() -> None:
+    end = End()
+
+    async def fail() -> None:
+        raise RuntimeError("a bug")
+
+    end.parts = Parts(
+        prepare=end.parts.prepare,
+        writers=(),
+        services=(),
+        consumptions=(),
+        intakes=(),
+        publish_rest=fail,
+        leave=end.parts.leave,
+        close=end.parts.close,
+    )
+
+    assert await end.run() == 0
+
+    assert end.done == ["prepare", "leave", "close"]
+    phases = [event.phase for event in end.events if isinstance(event, LifecycleChanged)]
+    assert "cut_short" in phases
