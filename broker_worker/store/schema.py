@@ -16,12 +16,12 @@ from broker_worker.errors import SchemaError
 from broker_worker.store.database import Database, first_line, sqlstate
 
 VERSION_TABLE = "alembic_version"
-OLDEST = "0001"  # the oldest revision that this release works on
-NEWEST = "0001"
+OLDEST = "0002"  # the oldest revision that this release works on
+NEWEST = "0002"
 LOCK_KEY = 0x62776D67  # one migration at a time; any number that is ours
 NO_RIGHT = "42501"
 NOT_THERE = frozenset({"42P01", "3F000"})  # undefined table, undefined schema
-TABLES = ("tasks", "payloads", "attempts", "dead_letters", "outbox", "workers")
+TABLES = ("tasks", "payloads", "attempts", "checkpoints", "dead_letters", "outbox", "workers")
 
 
 async def migrate(database: Database) -> None:
