@@ -3,7 +3,7 @@
 from broker_worker.errors import BrokerWorkerError, ConfigurationError
 from broker_worker.outcome import GiveUp, Retry
 from broker_worker.registry import Registry
-from broker_worker.worker.context import Context
+from broker_worker.context import Context
 
 __all__ = [
     "BrokerWorkerError",

@@ -41,3 +41,15 @@ class SchemaError(BrokerWorkerError):
 
 class DeclaredDeadError(BrokerWorkerError):
     """Another worker saw this one's heartbeat stand still and took over its tasks."""
+
+
+class ClaimLostError(BrokerWorkerError):
+    """The attempt is not this worker's any more: its task was taken over, or ended, meanwhile."""
+
+
+class CommitUnknownError(BrokerWorkerError):
+    """The reply to a commit was lost: it may be done or not."""
+
+
+class ChildCrashedError(BrokerWorkerError):
+    """The child process of an attempt ended before the attempt did."""

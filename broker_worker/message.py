@@ -94,6 +94,11 @@ class Message:
         found = TRACEPARENT.fullmatch(str(self.headers.get("traceparent", "")))
         return found[1] if found else None
 
+    @property
+    def inherited_headers(self) -> Mapping[str, Scalar]:
+        """What a task that this one sends belongs to as well: the trace, and the tenant."""
+        return {name: self.headers[name] for name in INHERITED if name in self.headers}
+
     def digest(self) -> bytes:
         """Tell two messages with one identity apart: SHA-256 over media type and body."""
         return hashlib.sha256(self.media_type.encode() + b"\0" + self.body).digest()

@@ -12,7 +12,7 @@ from broker_worker.telemetry.health import Check, Health, HealthServer, Probes
 from broker_worker.telemetry.log_subscriber import LogSubscriber
 from broker_worker.telemetry.logs import configure
 from broker_worker.telemetry.metrics import MetricsSubscriber
-from broker_worker.worker.context import current_task
+from broker_worker.context import current_task
 
 
 class Observation:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Protocol
 from uuid import UUID
 
 from broker_worker.dead_letter import DeadLetter
 from broker_worker.message import Properties
-from broker_worker.outcome import Outcome
+from broker_worker.outcome import Outcome, Succeeded
 from broker_worker.outgoing import Outgoing, Owed
 from broker_worker.step import Claim, Met
 from broker_worker.task import Arrival, Holder, Poisoning
@@ -97,8 +98,11 @@ class TaskStore(Protocol):
             StoreDataError: a value of this message can't be stored.
         """
 
-    async def record(self, claim: Claim, outcome: Outcome) -> bool:
-        """Commit an outcome and all it owes; `False` if the claim is lost. Repeatable.
+    async def record(self, claim: Claim, outcome: Outcome) -> Outcome | None:
+        """Commit an outcome and all it owes; nothing if the claim is lost. Repeatable.
+
+        Answers with what the row shows now: `outcome`, or the success that an earlier
+        try, or the handler's own transaction, has committed.
 
         Raises:
             StoreUnavailableError: whether it was written is not known.
@@ -110,6 +114,54 @@ class TaskStore(Protocol):
 
         Raises:
             StoreUnavailableError: whether it was written is not known.
+        """
+
+
+class Checkpoints(Protocol):
+    """Where an attempt leaves what the next one begins with."""
+
+    async def save(self, claim: Claim, state: str) -> None:
+        """Commit `state`, JSON, in place of the one before.
+
+        Raises:
+            ClaimLostError: the attempt is not ours any more; nothing was written.
+            StoreUnavailableError: whether it was written is not known.
+            StoreDataError: Postgres refuses it.
+        """
+
+
+class Progress(Protocol):
+    """How far attempts are: written a little later, the newest of each only."""
+
+    def report(self, claim: Claim, fraction: float, note: str) -> None:
+        """Take note; from any thread, without waiting."""
+
+
+class HandlerTransaction(Protocol):
+    """The database transaction that a transactional handler works in."""
+
+    @property
+    def session(self) -> object:
+        """An `AsyncSession` that refuses `commit` and `rollback`."""
+
+    async def commit(self, outcome: Succeeded) -> None:
+        """Write the outcome and what was sent as the last statements, fenced by the claim, and commit.
+
+        Raises:
+            ClaimLostError: the attempt is not ours any more; all was rolled back.
+            CommitUnknownError: the reply to the commit was lost.
+            Exception: whatever the database refused of the handler's own writes; all was rolled back.
+        """
+
+
+class Transactions(Protocol):
+    """Opens them, on connections of their own."""
+
+    def open(self, claim: Claim, *, limit: timedelta) -> AbstractAsyncContextManager[HandlerTransaction]:
+        """Begin one that may last `limit`; left without `commit`, it is rolled back.
+
+        Raises:
+            StoreUnavailableError: at the entry, no connection could be had.
         """
 
 

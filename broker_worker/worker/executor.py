@@ -15,7 +15,7 @@ from broker_worker.handler import Handler, Limits
 from broker_worker.outcome import Dead, Outcome, Succeeded
 from broker_worker.payload import Arguments
 from broker_worker.retry import AttemptTimeoutError, follow_up
-from broker_worker.worker.context import Context, current_task
+from broker_worker.context import Context, current_task
 
 
 class Executor:

@@ -46,7 +46,7 @@ from broker_worker.task import (
     Reemitted,
     Refused,
 )
-from broker_worker.worker.context import Context
+from broker_worker.context import Context
 from broker_worker.worker.executor import Executor
 from broker_worker.worker.patience import Patience
 from broker_worker.worker.runs import Runs

@@ -18,7 +18,7 @@ from broker_worker.message import Message, TaskId
 from broker_worker.outcome import Dead, GiveUp, Outcome, Postponed, Reason, Retry, Succeeded
 from broker_worker.registry import Registry
 from broker_worker.retry import LONGEST_DELAY, AttemptTimeoutError, RetryPolicy, follow_up
-from broker_worker.worker.context import Context, current_task
+from broker_worker.context import Context, current_task
 from broker_worker.worker.executor import Executor
 
 POLICY = RetryPolicy(3, timedelta(seconds=10), timedelta(minutes=1))

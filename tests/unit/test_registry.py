@@ -17,7 +17,7 @@ from broker_worker.handler import Handler, Limits
 from broker_worker.outcome import Reason
 from broker_worker.registry import Registry
 from broker_worker.retry import RetryPolicy
-from broker_worker.worker.context import Context
+from broker_worker.context import Context
 
 JSON = "application/json"
 DEFAULTS = Limits(RetryPolicy(12, timedelta(seconds=5), timedelta(hours=1)), timedelta(minutes=10))
