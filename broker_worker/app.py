@@ -23,10 +23,12 @@ from broker_worker.amqp.delivery import AmqpDelivery
 from broker_worker.amqp.publisher import Publisher
 from broker_worker.amqp.topology import Topology
 from broker_worker.clock import SystemClock
+from broker_worker.context import Completion
 from broker_worker.handler import Limits
+from broker_worker.loading import load_registries
 from broker_worker.observation import Observation
-from broker_worker.ports import Delivery
-from broker_worker.registry import Registry, load_registries
+from broker_worker.ports import Checkpoints, Delivery, Progress
+from broker_worker.registry import Registry
 from broker_worker.retry import RetryPolicy
 from broker_worker.services.heartbeat import INTERVAL as BEAT_INTERVAL
 from broker_worker.services.heartbeat import Heartbeat
@@ -37,6 +39,7 @@ from broker_worker.services.relay import Relay
 from broker_worker.services.rescuer import INTERVAL as RESCUE_INTERVAL
 from broker_worker.services.rescuer import Rescuer
 from broker_worker.settings import DeadLetters, Settings, StorePayloads
+from broker_worker.step import Claim
 from broker_worker.store.database import Database
 from broker_worker.store.letters import LetterStore
 from broker_worker.store.outbox import OutboxStore
@@ -49,9 +52,11 @@ from broker_worker.store.workers import WorkerStore
 from broker_worker.telemetry.metrics import Sample
 from broker_worker.worker.daemon import Daemon, Parts, Signals
 from broker_worker.worker.executor import Executor
+from broker_worker.worker.hands import Tools
 from broker_worker.worker.intake import Intake
 from broker_worker.worker.letters import LetterDelivery, LetterReader
 from broker_worker.worker.processor import Processor, Rules
+from broker_worker.worker.resources import Resources
 from broker_worker.worker.runs import Runs
 from broker_worker.worker.slots import Slots
 
@@ -125,10 +130,20 @@ class App:
             grace=settings.unknown_task_grace,
             keeps_payloads=settings.store_payloads is StorePayloads.ALL,
         )
+        self.resources = Resources(self.registry)
         self.executor = Executor(
             limits=self.limits,
             threads=sum(settings.queues.values()),
-            max_result_bytes=settings.max_result_bytes,
+            tools=Tools(
+                registry=self.registry,
+                checkpoints=cast("Checkpoints", None),
+                progress=cast("Progress", None),
+                completion=cast("Callable[[Claim, str | None], Completion]", None),
+                max_result_bytes=settings.max_result_bytes,
+            ),
+            resources=self.resources,
+            tasks=self.tasks,
+            clock=self.clock,
             random=random.random,
         )
         self.processor = Processor(
@@ -142,7 +157,9 @@ class App:
             random=random.random,
             emit=self.emit,
         )
-        self.slots = {queue: Slots(concurrency) for queue, concurrency in settings.queues.items()}
+        self.slots = {
+            queue: Slots(concurrency, on_lost=self._give_up) for queue, concurrency in settings.queues.items()
+        }
         self.intake = self._intake("work", self._process)
         self.consumption = self._consumption("consume", self._work_queues(), self.intake)
 
@@ -185,7 +202,12 @@ class App:
             intakes=intakes,
             publish_rest=self.relay.drain,
             leave=self.workers.leave,
-            close=(self.publisher.close, self.database.close, self.beat_database.close),
+            close=(
+                self.resources.close,
+                self.publisher.close,
+                self.database.close,
+                self.beat_database.close,
+            ),
         )
         self.daemon = Daemon(
             parts,
@@ -227,6 +249,7 @@ class App:
         if self.settings.auto_migrate:
             await migrate(self.database)
         await check_schema(self.database)
+        await self.resources.open()
         await self.workers.register(name=self.name, release=RELEASE)
 
     async def _process(self, delivery: Delivery) -> None:
@@ -240,6 +263,9 @@ class App:
             created = await declare(connection, self.topology)
             self._declared_at = self.clock.monotonic()
             return created
+
+    def _give_up(self) -> None:
+        self.signals.give_up("too many handlers could not be ended")
 
     def _idle(self) -> dict[str, float]:
         """Seconds for which each queue's consumer has had free prefetch without a break."""
@@ -335,7 +361,7 @@ def run_daemon(settings: Settings) -> int:
         finally:
             app.executor.close()
             observation.stop()
-        return code, app.daemon.has_stubborn_handlers
+        return code, app.daemon.has_stubborn_handlers or app.executor.has_left_runs
 
     with asyncio.Runner() as runner:
         code, is_stubborn = runner.run(main())

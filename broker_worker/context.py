@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 from collections.abc import Callable, Mapping, MutableMapping
@@ -86,7 +87,7 @@ class NoHands:
 
 
 @dataclass(frozen=True, slots=True)
-class Attempt(Injected):
+class BaseContext(Injected):
     """The facts about an attempt: what `Context` and `SyncContext` share."""
 
     message: Message
@@ -119,6 +120,11 @@ class Attempt(Injected):
         A thread can't be stopped from outside: a long one asks here between its steps.
         """
         return self.hands.is_cancelled
+
+    def raise_if_cancelled(self) -> None:
+        """End the attempt here if it has been asked to stop; raises `asyncio.CancelledError`."""
+        if self.is_cancelled:
+            raise asyncio.CancelledError
 
     @property
     def saved(self) -> Any:  # noqa: ANN401 - whatever the handler gave to `checkpoint`, as JSON has it
@@ -192,7 +198,7 @@ class Attempt(Injected):
 
 
 @dataclass(frozen=True, slots=True)
-class Context(Attempt):
+class Context(BaseContext):
     """The attempt that an async handler runs in, by a parameter with this annotation."""
 
     async def progress(self, fraction: float, note: str = "") -> None:
@@ -240,7 +246,7 @@ class Context(Attempt):
 
 
 @dataclass(frozen=True, slots=True)
-class SyncContext(Attempt):
+class SyncContext(BaseContext):
     """The attempt that a plain function runs in; its methods block where `Context`'s are awaited."""
 
     def progress(self, fraction: float, note: str = "") -> None:
@@ -268,7 +274,7 @@ class SyncContext(Attempt):
         self._send_event(payload, exchange, routing_key)
 
 
-current_task: ContextVar[Attempt | None] = ContextVar("current_task", default=None)
+current_task: ContextVar[BaseContext | None] = ContextVar("current_task", default=None)
 """The attempt that the running code belongs to, so that a handler's own `logging` carries its fields."""
 
 

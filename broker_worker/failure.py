@@ -51,6 +51,7 @@ def describe(error: BaseException) -> Failure:
         message=clean(_message(error), MAX_MESSAGE_BYTES),
         traceback=_traceback(error),
         fingerprint=_fingerprint(error),
+        error=error,
     )
 
 

@@ -1,79 +1,101 @@
-"""A handler: a user's function under a task name, with what it takes, returns and may cost."""
+"""A handler: a user's function or class under a task name, with what it takes, returns and may cost."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
+from enum import StrEnum
 
 from pydantic import TypeAdapter
 
+from broker_worker.context import BaseContext, Context
 from broker_worker.errors import ConfigurationError
 from broker_worker.failure import Refusal, type_name
 from broker_worker.message import is_json
+from broker_worker.middleware import Middleware
 from broker_worker.outcome import Reason
 from broker_worker.payload import Arguments, Decoder, Function, Payload, check_json, refusal
-from broker_worker.retry import LONGEST_DELAY, RetryPolicy
+from broker_worker.retry import LONGEST_DELAY, ErrorTypes, Policy, RetryPolicy
 
 _ESCAPED_NUL = re.compile(rb"(?<!\\)(?:\\\\)*\\u0000")
 
 
+class Way(StrEnum):
+    """Where a handler runs."""
+
+    LOOP = "async"  # on the event loop
+    THREAD = "thread"
+    PROCESS = "process"
+
+
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """How long an attempt may take, and what follows when it fails."""
+    """How long an attempt may take, all of them together, and what follows when one fails."""
 
     policy: RetryPolicy
     timeout: timedelta
+    deadline: timedelta | None = None  # from the first start on
 
 
 @dataclass(frozen=True, slots=True)
 class Overrides:
     """Where a handler differs from the settings."""
 
-    max_attempts: int | None = None
-    retry_delay: timedelta | None = None
-    retry_max_delay: timedelta | None = None
+    policy: Policy = field(default_factory=Policy)
     timeout: timedelta | None = None
+    deadline: timedelta | None = None
+    retry_on: ErrorTypes = ()
+    give_up_on: ErrorTypes = ()
+    policy_by_error: Mapping[type[BaseException], Policy] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if self.max_attempts is not None and not 1 <= self.max_attempts <= 1000:  # noqa: PLR2004 - as the setting
-            raise ConfigurationError(f"max_attempts is {self.max_attempts}, allowed are 1 to 1000")
-        if self.timeout is not None and not timedelta(0) < self.timeout <= LONGEST_DELAY:
-            raise ConfigurationError(f"timeout must be more than 0 and at most {LONGEST_DELAY.days} days")
-        delays = [delay for delay in (self.retry_delay, self.retry_max_delay) if delay is not None]
-        if any(not timedelta(0) <= delay <= LONGEST_DELAY for delay in delays):
-            limit = f"negative, or more than {LONGEST_DELAY.days} days"
-            raise ConfigurationError(f"retry_delay and retry_max_delay must not be {limit}")
-        if delays != sorted(delays):
-            raise ConfigurationError("retry_delay must not be more than retry_max_delay")
+        for name, limit in (("timeout", self.timeout), ("deadline", self.deadline)):
+            if limit is not None and not timedelta(0) < limit <= LONGEST_DELAY:
+                raise ConfigurationError(f"{name} must be more than 0 and at most {LONGEST_DELAY.days} days")
+        for kind in (*self.retry_on, *self.give_up_on, *self.policy_by_error):
+            if not isinstance(kind, type):
+                raise ConfigurationError(f"{kind!r} is not an exception class")
+        both = set(self.retry_on) & set(self.give_up_on)
+        if both:
+            raise ConfigurationError(f"{both.pop().__name__} is both in retry_on and in give_up_on")
 
     def over(self, limits: Limits) -> Limits:
-        """Put these over the settings' limits.
-
-        One of the two delays alone moves the other where they would contradict.
-        """
-        delay = self.retry_delay if self.retry_delay is not None else limits.policy.delay
-        longest = self.retry_max_delay if self.retry_max_delay is not None else limits.policy.max_delay
-        if self.retry_max_delay is None:
-            longest = max(delay, longest)
-        policy = RetryPolicy(self.max_attempts or limits.policy.max_attempts, min(delay, longest), longest)
-        return Limits(policy, self.timeout or limits.timeout)
+        """Put these over the settings' limits."""
+        policy = replace(
+            self.policy.over(limits.policy),
+            retry_on=self.retry_on,
+            give_up_on=self.give_up_on,
+            policy_by_error=self.policy_by_error,
+        )
+        return Limits(policy, self.timeout or limits.timeout, self.deadline)
 
 
 @dataclass(frozen=True, slots=True)
 class Handler:
-    """One registered function."""
+    """One registered function, or class with a method `run`."""
 
     name: str
-    function: Function
-    is_async: bool
+    target: Function  # as it was registered
+    way: Way
     payload: Payload = field(repr=False)
     result: TypeAdapter[object] = field(repr=False)
     context_parameter: str | None = None
+    context_type: type[BaseContext] = Context
+    session_parameter: str | None = None
+    resource_by_parameter: Mapping[str, type] = field(default_factory=dict)
+    resource_by_field: Mapping[str, type] | None = None  # of a class's constructor; None for a function
     overrides: Overrides = Overrides()
+    memory_limit: int | None = None  # bytes, of the child process
     default_for: tuple[str, ...] = ()  # queues in which a message without a type is this task
     decoder_by_media_type: Mapping[str, Decoder] = field(default_factory=dict, repr=False)
+    middleware: Sequence[Middleware] = field(default=(), repr=False)
+
+    @property
+    def is_class(self) -> bool:
+        """Whether it is a class, made once in each process that runs it."""
+        return self.resource_by_field is not None
 
     def bind(self, body: bytes, media_type: str) -> Arguments:
         """Turn a body into keyword arguments (all but the context).

@@ -23,6 +23,7 @@ MAX_NAME_LENGTH = 200  # characters
 MAX_HEADER_BYTES = 64 * 1024  # a frame holds 128 KiB by default; copies and dead letters add their own
 MAX_EPOCH = 2**31 - 1  # a Postgres integer
 TEXT_ENCODINGS = frozenset({"", "utf-8", "utf8", "identity"})
+INHERITED = ("traceparent", "tracestate", "tenant-id")  # by what a task sends
 TRACEPARENT = re.compile("[0-9a-f]{2}-([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}.*")
 TASK_ID = "bw-task-id"
 EPOCH = "bw-epoch"

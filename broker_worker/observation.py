@@ -6,13 +6,13 @@ import asyncio
 import sys
 from collections.abc import Collection, Mapping
 
+from broker_worker.context import current_task
 from broker_worker.events import ConnectionChanged, ConsumerChanged, Event, LifecycleChanged
 from broker_worker.settings import Settings
 from broker_worker.telemetry.health import Check, Health, HealthServer, Probes
 from broker_worker.telemetry.log_subscriber import LogSubscriber
 from broker_worker.telemetry.logs import configure
 from broker_worker.telemetry.metrics import MetricsSubscriber
-from broker_worker.context import current_task
 
 
 class Observation:

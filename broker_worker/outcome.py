@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 from enum import StrEnum
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from broker_worker.sending import Sent  # whose messages know the reasons from here
 
 
 class Reason(StrEnum):
@@ -36,13 +40,15 @@ class Failure:
     message: str = ""
     traceback: str | None = None
     fingerprint: str | None = None  # equal for errors of the same type from the same place
+    error: BaseException | None = field(default=None, compare=False, repr=False)  # while it is at hand
 
 
 @dataclass(frozen=True, slots=True)
 class Succeeded:
-    """The handler returned. `result` is its JSON, or nothing for `None`."""
+    """The handler returned. `result` is its JSON, or nothing for `None`; `sent` leaves with it."""
 
     result: str | None = None
+    sent: tuple[Sent, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,7 @@ import inspect
 import re
 import types
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Union, get_args, get_origin
 
@@ -90,21 +90,72 @@ def check_json(body: bytes) -> None:
         raise refusal(Reason.MALFORMED, "ContractError", f"the body is not JSON: {error}") from None
 
 
-def read_signature(function: Function) -> tuple[Payload, str | None, TypeAdapter[object]]:
-    """Work out a handler's payload, the name of its `Context` parameter, and its result.
+@dataclass(frozen=True, slots=True)
+class Signature:
+    """What a handler takes and returns."""
+
+    payload: Payload
+    result: TypeAdapter[object]
+    injected: Mapping[str, type]  # by parameter: what the worker hands over, not the message
+
+
+def read_signature(
+    function: Function, *, resources: Collection[type] = (), is_method: bool = False
+) -> Signature:
+    """Work out a handler's payload, its result, and the parameters that the worker fills.
+
+    Those are annotated with a subclass of `Injected`, with SQLAlchemy's `AsyncSession`, or
+    with one of `resources`. A method's first parameter is left out.
 
     Raises:
         ConfigurationError: one line that names the function and the parameter.
     """
     where = function_name(function)
     parameters = _parameters(function, where)
+    if is_method:
+        parameters = dict(list(parameters.items())[1:])
     hints = _hints(function, where)
-    injected = [name for name in parameters if _is_injected(hints.get(name))]
-    if len(injected) > 1:
-        raise ConfigurationError(f"{where}: parameter {injected[1]!r}: there is a context parameter already")
-    taken = {name: p for name, p in parameters.items() if name not in injected}
+    injected = {
+        name: kind for name in parameters if (kind := _injected(hints.get(name), resources)) is not None
+    }
+    first_by_kind: dict[type, str] = {}
+    for name, kind in injected.items():
+        if first_by_kind.setdefault(kind, name) != name:
+            raise ConfigurationError(f"{where}: parameter {name!r}: there is a {kind.__name__} already")
+    taken = {name: parameter for name, parameter in parameters.items() if name not in injected}
     result = _adapter(_result_hint(hints), where, "the return value")
-    return _payload(taken, hints, where), next(iter(injected), None), result
+    return Signature(_payload(taken, hints, where), result, injected)
+
+
+def read_resources(
+    function: Function, *, resources: Collection[type], is_method: bool = False
+) -> dict[str, type]:
+    """Find the resource for each parameter of a constructor, or of a resource itself.
+
+    Raises:
+        ConfigurationError: a parameter is no resource and has no default.
+    """
+    where = function_name(function)
+    parameters = _parameters(function, where)
+    if is_method:
+        parameters = dict(list(parameters.items())[1:])
+    hints = _hints(function, where)
+    found = {}
+    for name, parameter in parameters.items():
+        kind = _injected(hints.get(name), resources)
+        if kind is not None and kind in resources:
+            found[name] = kind
+        elif parameter.default is parameter.empty:
+            raise ConfigurationError(f"{where}: parameter {name!r} is not annotated with a resource")
+    return found
+
+
+def is_session(kind: type) -> bool:
+    """Say whether a class is SQLAlchemy's `AsyncSession`, without importing it here."""
+    return any(
+        base.__name__ == "AsyncSession" and base.__module__.startswith("sqlalchemy.ext.asyncio")
+        for base in kind.__mro__
+    )
 
 
 def function_name(function: Function) -> str:
@@ -224,8 +275,17 @@ def _known_names(adapter: TypeAdapter[object]) -> frozenset[str]:
     return frozenset(name for each in (schema, *definitions.values()) for name in each.get("properties", {}))
 
 
-def _is_injected(hint: object) -> bool:
-    return any(isinstance(kind, type) and issubclass(kind, Injected) for kind in _alternatives(hint))
+def _injected(hint: object, resources: Collection[type]) -> type | None:
+    kinds = [kind for kind in map(_class_of, _alternatives(hint)) if kind is not None]
+    for kind in kinds:
+        if kind in resources or issubclass(kind, Injected) or is_session(kind):
+            return kind
+    return None
+
+
+def _class_of(kind: object) -> type | None:
+    found = get_origin(kind) or kind
+    return found if isinstance(found, type) else None
 
 
 def _is_model(hint: object) -> bool:

@@ -9,7 +9,9 @@ from datetime import datetime, timedelta
 from typing import Protocol
 from uuid import UUID
 
+from broker_worker.context import BaseContext
 from broker_worker.dead_letter import DeadLetter
+from broker_worker.handler import Handler, Limits
 from broker_worker.message import Properties
 from broker_worker.outcome import Outcome, Succeeded
 from broker_worker.outgoing import Outgoing, Owed
@@ -109,6 +111,13 @@ class TaskStore(Protocol):
             StoreDataError: a value of this outcome can't be stored.
         """
 
+    async def is_completed(self, claim: Claim) -> bool:
+        """Look whether the handler has committed its task's end in a transaction of its own.
+
+        Raises:
+            StoreUnavailableError: it can't be seen now.
+        """
+
     async def bury(self, letter: DeadLetter, *, is_published: bool = False) -> None:
         """Keep a message that is no task as a dead letter; `is_published`: it came as one.
 
@@ -144,6 +153,13 @@ class HandlerTransaction(Protocol):
     def session(self) -> object:
         """An `AsyncSession` that refuses `commit` and `rollback`."""
 
+    async def save(self, state: str) -> None:
+        """Keep a checkpoint that commits with the transaction.
+
+        Raises:
+            ClaimLostError: the attempt is not ours any more.
+        """
+
     async def commit(self, outcome: Succeeded) -> None:
         """Write the outcome and what was sent as the last statements, fenced by the claim, and commit.
 
@@ -162,6 +178,36 @@ class Transactions(Protocol):
 
         Raises:
             StoreUnavailableError: at the entry, no connection could be had.
+        """
+
+
+class ChildProcess(Protocol):
+    """A process that runs one attempt."""
+
+    async def run(
+        self,
+        handler: Handler,
+        context: BaseContext,
+        *,
+        limits: Limits,
+        jitter: float,
+        time_left: timedelta | None,
+    ) -> Outcome:
+        """Run an attempt; cancelled, the process is killed.
+
+        Raises:
+            ChildCrashedError: the process ended before the attempt did.
+        """
+
+
+class ChildProcesses(Protocol):
+    """Processes for attempts, made when they are needed and used again."""
+
+    def child(self) -> AbstractAsyncContextManager[ChildProcess]:
+        """Take one that is idle, or a new one.
+
+        Raises:
+            ChildCrashedError: at the entry, it can't start.
         """
 
 

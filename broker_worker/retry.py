@@ -2,23 +2,71 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 
-from broker_worker.errors import BrokerWorkerError
+from broker_worker.errors import BrokerWorkerError, ChildCrashedError, ConfigurationError
 from broker_worker.failure import describe
 from broker_worker.outcome import Dead, GiveUp, Postponed, Reason, Retry
 
 LONGEST_DELAY = timedelta(days=3650)  # a moment further away may not be a date any more
+MOST_ATTEMPTS = 1000
+JITTER = 0.5
+ErrorTypes = tuple[type[BaseException], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """Where a task, or one type of its errors, differs from the retries of the settings.
+
+    Durations are timedeltas or seconds; what is `None` stays as it was.
+    """
+
+    max_attempts: int | None = None
+    delay: timedelta | float | None = None  # before the second attempt; doubles with each
+    max_delay: timedelta | float | None = None  # where the doubling ends
+    jitter: float | None = None  # the part of each wait that is drawn, 0 to 1
+
+    def __post_init__(self) -> None:
+        if self.max_attempts is not None and not 1 <= self.max_attempts <= MOST_ATTEMPTS:
+            raise ConfigurationError(f"max_attempts is {self.max_attempts}, allowed are 1 to {MOST_ATTEMPTS}")
+        if self.jitter is not None and not 0 <= self.jitter <= 1:
+            raise ConfigurationError(f"jitter is {self.jitter}, allowed is 0 to 1")
+        delays = [
+            delay for delay in (as_duration(self.delay), as_duration(self.max_delay)) if delay is not None
+        ]
+        if any(not timedelta(0) <= delay <= LONGEST_DELAY for delay in delays):
+            limit = f"negative, or more than {LONGEST_DELAY.days} days"
+            raise ConfigurationError(f"delay and max_delay must not be {limit}")
+        if delays != sorted(delays):
+            raise ConfigurationError("delay must not be more than max_delay")
+
+    def over(self, policy: RetryPolicy) -> RetryPolicy:
+        """Put this over another policy; one of the two delays alone moves the other where they contradict."""
+        given, given_longest = as_duration(self.delay), as_duration(self.max_delay)
+        delay = given if given is not None else policy.delay
+        longest = given_longest if given_longest is not None else max(delay, policy.max_delay)
+        return replace(
+            policy,
+            max_attempts=self.max_attempts or policy.max_attempts,
+            delay=min(delay, longest),
+            max_delay=longest,
+            jitter=policy.jitter if self.jitter is None else self.jitter,
+        )
 
 
 @dataclass(frozen=True, slots=True)
 class RetryPolicy:
-    """Exponential backoff: `delay` doubles up to `max_delay`, drawn between half and whole."""
+    """Exponential backoff: `delay` doubles up to `max_delay`; the part `jitter` of each wait is drawn."""
 
     max_attempts: int
     delay: timedelta
     max_delay: timedelta
+    jitter: float = JITTER
+    retry_on: ErrorTypes = ()  # with any, other errors are final
+    give_up_on: ErrorTypes = ()
+    policy_by_error: Mapping[type[BaseException], Policy] = field(default_factory=dict)
 
     def allows(self, attempt: int) -> bool:
         """Say whether another attempt may follow `attempt` (1 is the first)."""
@@ -27,14 +75,27 @@ class RetryPolicy:
     def backoff(self, attempt: int, *, jitter: float) -> timedelta:
         """The wait after `attempt`; `jitter` is drawn by the caller from [0, 1).
 
-        Equal arguments give equal answers; over the draws the mean is three
-        quarters of the ceiling.
+        Equal arguments give equal answers.
         """
         factor = 1 << min(attempt - 1, 60)
         # the cap is divided, because the delay multiplied overflows a timedelta before it is capped
         is_capped = self.delay > self.max_delay // factor
         ceiling = self.max_delay if is_capped else self.delay * factor
-        return ceiling * (0.5 + jitter / 2)
+        return ceiling * (1 - self.jitter + self.jitter * jitter)
+
+    def answer_to(self, error: BaseException) -> RetryPolicy | None:
+        """Find the policy for a handler's error; nothing where it is final.
+
+        The most specific class that is named anywhere decides.
+        """
+        for kind in type(error).__mro__:
+            if kind in self.give_up_on:
+                return None
+            if kind in self.policy_by_error:
+                return self.policy_by_error[kind].over(self)
+            if kind in self.retry_on:
+                return self
+        return None if self.retry_on else self
 
 
 class AttemptTimeoutError(BrokerWorkerError):
@@ -45,23 +106,53 @@ class AttemptTimeoutError(BrokerWorkerError):
         self.timeout = timeout
 
 
-def follow_up(error: BaseException, *, attempt: int, policy: RetryPolicy, jitter: float) -> Postponed | Dead:
+def follow_up(
+    error: BaseException,
+    *,
+    attempt: int,
+    policy: RetryPolicy,
+    jitter: float,
+    time_left: timedelta | None = None,
+) -> Postponed | Dead:
     """Say what follows when `error` ended `attempt` (1 is the first).
 
-    A handler's `Retry` and `GiveUp` count also as the only member of an
-    exception group, because that is how a task group of its own passes them on.
+    A handler's `Retry` and `GiveUp` count also as the only member of an exception group,
+    because that is how a task group of its own passes them on. `time_left` is until the
+    task's deadline: an attempt that could not begin before it is not waited for.
     """
     failure = describe(error)
     error = _only_member(error)
-    if isinstance(error, GiveUp):
+    code = _code(error)
+    answer = policy if code is not None or isinstance(error, Retry) else policy.answer_to(error)
+    if isinstance(error, GiveUp) or answer is None:
         return Dead(Reason.GAVE_UP, failure)
-    is_timeout = isinstance(error, AttemptTimeoutError)
-    if not policy.allows(attempt):
-        return Dead(Reason.TIMEOUT if is_timeout else Reason.ATTEMPTS_EXHAUSTED, failure)
+    if not answer.allows(attempt):
+        return Dead(code or Reason.ATTEMPTS_EXHAUSTED, failure)
+    delay = answer.backoff(attempt, jitter=jitter)
     if isinstance(error, Retry) and error.delay is not None:
-        return Postponed(min(error.delay, LONGEST_DELAY), failure)
-    delay = policy.backoff(attempt, jitter=jitter)
-    return Postponed(delay, failure, Reason.TIMEOUT if is_timeout else None)
+        delay = min(error.delay, LONGEST_DELAY)
+    if time_left is not None and delay >= time_left:
+        return Dead(Reason.TIMEOUT, failure)
+    return Postponed(delay, failure, code)
+
+
+def as_duration(value: timedelta | float | None) -> timedelta | None:
+    """Read a timedelta, or seconds.
+
+    Raises:
+        ConfigurationError: it is neither.
+    """
+    try:
+        return value if value is None or isinstance(value, timedelta) else timedelta(seconds=value)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise ConfigurationError(f"{value!r} is neither a timedelta nor seconds") from error
+
+
+def _code(error: BaseException) -> Reason | None:
+    """The reason of what the worker itself saw; a handler's own errors have none."""
+    if isinstance(error, AttemptTimeoutError):
+        return Reason.TIMEOUT
+    return Reason.CRASHED if isinstance(error, ChildCrashedError) else None
 
 
 def _only_member(error: BaseException) -> BaseException:

@@ -39,6 +39,7 @@ class Claim:
     row: Task
     message: Message
     may_be_repeat: bool = False
+    saved: str | None = None  # the last checkpoint, JSON
 
     @property
     def key(self) -> int:
@@ -122,7 +123,7 @@ def step_of_decision(decision: Decision, row: Task | None, arrival: Arrival, *, 
     base = row if row is not None else new_row(arrival)
     message = arrival.message
     match decision:
-        case Claimed(attempt=attempt, epoch=epoch, after_crash=after_crash):
+        case Claimed(attempt=attempt, epoch=epoch, after_crash=after_crash, deadline_at=deadline_at):
             after = replace(
                 base,
                 state=TaskState.RUNNING,
@@ -131,6 +132,7 @@ def step_of_decision(decision: Decision, row: Task | None, arrival: Arrival, *, 
                 worker=worker,
                 max_attempts=arrival.max_attempts,
                 refused_at=None,
+                deadline_at=deadline_at,
                 reason=Reason.CRASHED if after_crash else base.reason,
             )
             return Step(row, after, record=_crash_record(row) if after_crash else None)
@@ -264,6 +266,7 @@ def step_of_replay(row: Task, message: Message) -> Step:
         reason=None,
         is_cancel_requested=False,
         not_after=None,
+        deadline_at=None,
     )
     return Step(row, after, due_in=timedelta(0), message=message, copy=Copy())
 

@@ -88,6 +88,7 @@ class Task:
     has_body: bool = False
     refused_at: datetime | None = None
     not_after: datetime | None = None
+    deadline_at: datetime | None = None  # of all attempts; set by the first
     reply_to: str | None = None
     correlation_id: str | None = None
 
@@ -123,6 +124,7 @@ class Arrival:
     message: Message
     digest: bytes
     max_attempts: int
+    deadline: timedelta | None = None  # for all attempts, from the first start on
     refusal: Refusal | None = None
     poisoning: Poisoning | None = None
     has_slot: bool = True
@@ -140,6 +142,7 @@ class Claimed:
     attempt: int
     epoch: int
     after_crash: bool = False
+    deadline_at: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -258,19 +261,23 @@ def _begin(row: Task | None, arrival: Arrival, *, now: datetime, grace: timedelt
         return _refuse(row, refusal, now=now, grace=grace)
     if arrival.poisoning is not None:
         return _revive(row)
-    return _claim(row, arrival)
+    return _claim(row, arrival, now)
 
 
-def _claim(row: Task | None, arrival: Arrival) -> Decision:
+def _claim(row: Task | None, arrival: Arrival, now: datetime) -> Decision:
     if row is None:
-        return Claimed(attempt=1, epoch=1) if arrival.has_slot else NeedsSlot()
+        deadline_at = deadline_of(None, arrival, now)
+        return Claimed(attempt=1, epoch=1, deadline_at=deadline_at) if arrival.has_slot else NeedsSlot()
+    if is_past(row.deadline_at, now):
+        return Refused(Reason.TIMEOUT, Failure("DeadlineExceeded", "the time for all attempts is over"))
     if row.attempt >= arrival.max_attempts:  # the policy was tightened while it waited
         return Refused(Reason.ATTEMPTS_EXHAUSTED, Failure("AttemptsExhausted", "no attempts are left"))
     if row.is_crasher and arrival.lane is not Lane.HELD:
         return NeedsLane() if arrival.lane is Lane.FREE else PutOff(delay=LANE_WAIT)
     if not arrival.has_slot:
         return NeedsSlot()
-    return Claimed(attempt=row.attempt + 1, epoch=row.epoch + 1)
+    deadline_at = deadline_of(row, arrival, now)
+    return Claimed(attempt=row.attempt + 1, epoch=row.epoch + 1, deadline_at=deadline_at)
 
 
 def _take_over(row: Task, arrival: Arrival) -> Decision:
@@ -286,7 +293,7 @@ def _take_over(row: Task, arrival: Arrival) -> Decision:
         return NeedsLane()
     if not arrival.has_slot:
         return NeedsSlot()
-    return Claimed(attempt=row.attempt + 1, epoch=row.epoch + 1, after_crash=True)
+    return Claimed(row.attempt + 1, row.epoch + 1, after_crash=True, deadline_at=row.deadline_at)
 
 
 def _join(row: Task, arrival: Arrival, holder: Holder) -> Decision:
@@ -321,6 +328,13 @@ def _revive(row: Task | None) -> Reemitted | Refused:
         return Reemitted()
     failure = Failure("DeliveryLimit", f"the broker gave the message up {MAX_POISONINGS} times")
     return Refused(Reason.DELIVERY_LIMIT, failure)
+
+
+def deadline_of(row: Task | None, arrival: Arrival, now: datetime) -> datetime | None:
+    """When all attempts have to be over: fixed by the first that starts."""
+    if row is not None and row.deadline_at is not None:
+        return row.deadline_at
+    return now + arrival.deadline if arrival.deadline is not None else None
 
 
 def is_past(moment: datetime | None, now: datetime) -> bool:

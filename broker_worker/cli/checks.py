@@ -127,7 +127,7 @@ async def _look_at_schema(settings: Settings) -> str:
 
 
 async def _look_at_handlers(settings: Settings) -> str:
-    from broker_worker.registry import load_registries
+    from broker_worker.loading import load_registries
 
     return ", ".join(handler.name for handler in load_registries(settings.handlers).handlers)
 

@@ -46,7 +46,7 @@ def handlers(*, as_json: AsJson = False) -> None:
 
     Example: `broker-worker handlers --json`
     """
-    from broker_worker.registry import load_registries
+    from broker_worker.loading import load_registries
 
     settings = load_settings("handlers")
     limits = _limits(settings)
@@ -73,7 +73,7 @@ def _described(handler: Handler, default: Limits) -> Described:
     limits = handler.limits(default)
     return Described(
         name=handler.name,
-        function=function_name(handler.function),
+        function=function_name(handler.target),
         default_for=handler.default_for,
         max_attempts=limits.policy.max_attempts,
         timeout=limits.timeout.total_seconds(),

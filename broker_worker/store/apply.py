@@ -114,6 +114,7 @@ async def _update(connection: AsyncConnection, schema: str, steps: Sequence[Step
           worker = n.worker, interruptions = n.interruptions, poisonings = n.poisonings,
           reemissions = n.reemissions, has_body = n.has_body, is_cancel_requested = n.cancel,
           reason = n.reason, refused_at = n.refused_at, not_after = n.not_after,
+          deadline_at = n.deadline_at,
           error_type = CASE WHEN n.error_type IS NULL AND n.keeps_error
                             THEN t.error_type ELSE n.error_type END,
           error_message = CASE WHEN n.error_type IS NULL AND n.keeps_error
@@ -127,12 +128,13 @@ async def _update(connection: AsyncConnection, schema: str, steps: Sequence[Step
           CAST(:interruptions AS smallint[]), CAST(:poisonings AS smallint[]),
           CAST(:reemissions AS smallint[]), CAST(:has_body AS boolean[]), CAST(:cancels AS boolean[]),
           CAST(:reasons AS text[]), CAST(:refused_at AS timestamptz[]), CAST(:not_after AS timestamptz[]),
+          CAST(:deadlines AS timestamptz[]),
           CAST(:error_types AS text[]), CAST(:error_messages AS text[]), CAST(:keeps_error AS boolean[]),
           CAST(:due_in AS interval[]), CAST(:keeps_due AS boolean[]), CAST(:starts AS boolean[]),
           CAST(:ends AS boolean[])
         ) AS n(key, state, attempt, max_attempts, epoch, worker, interruptions, poisonings, reemissions,
-               has_body, cancel, reason, refused_at, not_after, error_type, error_message, keeps_error,
-               due_in, keeps_due, starts, ends)
+               has_body, cancel, reason, refused_at, not_after, deadline_at, error_type, error_message,
+               keeps_error, due_in, keeps_due, starts, ends)
         WHERE t.key = n.key""")
     rows = [step.after for step in steps]
     await connection.execute(
@@ -152,6 +154,7 @@ async def _update(connection: AsyncConnection, schema: str, steps: Sequence[Step
             "reasons": [str(row.reason) if row.reason else None for row in rows],
             "refused_at": [row.refused_at for row in rows],
             "not_after": [row.not_after for row in rows],
+            "deadlines": [row.deadline_at for row in rows],
             "error_types": [step.failure.error_type if step.failure else None for step in steps],
             "error_messages": [step.failure.message if step.failure else None for step in steps],
             "keeps_error": [row.state not in TERMINAL for row in rows],

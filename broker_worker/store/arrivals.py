@@ -70,12 +70,13 @@ class Arrivals:
         for coming in fresh:
             task = coming.arrival.message.task
             if task in claimed:
-                row = _first_row(coming.arrival, claimed[task], self._worker)
+                key, deadline_at = claimed[task]
+                row = _first_row(coming.arrival, key, self._worker, deadline_at=deadline_at)
                 met[task] = self._remember(Claimed(attempt=1, epoch=1), row, coming)
         return [met.get(coming.arrival.message.task) for coming in batch]
 
-    async def _claim_new(self, batch: Sequence[Coming]) -> dict[TaskId, int]:
-        """Insert the rows that are not there yet, as claims of their first attempt; their keys."""
+    async def _claim_new(self, batch: Sequence[Coming]) -> dict[TaskId, tuple[int, datetime | None]]:
+        """Insert the rows that are not there yet, as claims of their first attempt; keys and deadlines."""
         batch = sorted(batch, key=lambda coming: coming.arrival.message.task)  # one lock order for all
         arrivals = [coming.arrival for coming in batch]
         async with self._database.transaction() as connection:
@@ -83,19 +84,20 @@ class Arrivals:
                 text(f"""
                     INSERT INTO {self._schema}.tasks (queue, name, message_id, digest, state, attempt,
                       max_attempts, epoch, worker, started_at, producer, correlation_id, reply_to,
-                      published_at, not_after)
+                      published_at, not_after, deadline_at)
                     SELECT n.queue, n.name, n.id, n.digest, 'running', 1, n.max_attempts, 1, :worker, now(),
-                      n.producer, n.correlation_id, n.reply_to, n.published_at, n.not_after
+                      n.producer, n.correlation_id, n.reply_to, n.published_at, n.not_after,
+                      now() + n.deadline
                     FROM unnest(
                       CAST(:queues AS text[]), CAST(:names AS text[]), CAST(:ids AS text[]),
                       CAST(:digests AS bytea[]), CAST(:max_attempts AS smallint[]),
                       CAST(:producers AS text[]), CAST(:correlation_ids AS text[]),
                       CAST(:reply_tos AS text[]), CAST(:published_at AS timestamptz[]),
-                      CAST(:not_after AS timestamptz[])
+                      CAST(:not_after AS timestamptz[]), CAST(:deadlines AS interval[])
                     ) AS n(queue, name, id, digest, max_attempts, producer, correlation_id, reply_to,
-                           published_at, not_after)
+                           published_at, not_after, deadline)
                     ON CONFLICT (queue, name, message_id) DO NOTHING
-                    RETURNING key, queue, name, message_id"""),
+                    RETURNING key, queue, name, message_id, deadline_at"""),
                 {
                     "worker": self._worker,
                     "queues": [arrival.message.task.queue for arrival in arrivals],
@@ -110,9 +112,10 @@ class Arrivals:
                     ],
                     "published_at": [arrival.message.published_at for arrival in arrivals],
                     "not_after": [arrival.message.not_after for arrival in arrivals],
+                    "deadlines": [arrival.deadline for arrival in arrivals],
                 },
             )
-            return {TaskId(row.queue, row.name, row.message_id): row.key for row in rows}
+            return {TaskId(row.queue, row.name, row.message_id): (row.key, row.deadline_at) for row in rows}
 
     async def _decide(self, batch: Sequence[Coming]) -> dict[TaskId, Met | None]:
         """Lock the rows that are there, decide each delivery, and write it all in one transaction.
@@ -247,7 +250,7 @@ def _is_plainly_new(arrival: Arrival) -> bool:
     )
 
 
-def _first_row(arrival: Arrival, key: int, worker: UUID) -> Task:
+def _first_row(arrival: Arrival, key: int, worker: UUID, *, deadline_at: datetime | None) -> Task:
     message = arrival.message
     return Task(
         key=key,
@@ -259,6 +262,7 @@ def _first_row(arrival: Arrival, key: int, worker: UUID) -> Task:
         worker=worker,
         digest=arrival.digest,
         not_after=message.not_after,
+        deadline_at=deadline_at,
         reply_to=message.reply_to if arrival.keeps_reply else None,
         correlation_id=message.correlation_id,
     )

@@ -15,7 +15,7 @@ from broker_worker.task import Task, TaskState
 COLUMNS = (
     "t.key, t.queue, t.name, t.message_id, t.state, t.attempt, t.max_attempts, t.epoch, t.worker, t.digest, "
     "t.reason, t.interruptions, t.poisonings, t.reemissions, t.is_cancel_requested, t.has_body, "
-    "t.refused_at, t.not_after, t.reply_to, t.correlation_id"
+    "t.refused_at, t.not_after, t.deadline_at, t.reply_to, t.correlation_id"
 )
 
 
@@ -38,6 +38,7 @@ def to_task(row: Row[Any]) -> Task:
         has_body=row.has_body,
         refused_at=row.refused_at,
         not_after=row.not_after,
+        deadline_at=row.deadline_at,
         reply_to=row.reply_to,
         correlation_id=row.correlation_id,
     )

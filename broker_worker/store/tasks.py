@@ -7,6 +7,8 @@ from collections.abc import Callable
 from datetime import timedelta
 from uuid import UUID
 
+from sqlalchemy import text
+
 from broker_worker.dead_letter import DeadLetter
 from broker_worker.outcome import Outcome, Succeeded
 from broker_worker.outgoing import Owed
@@ -83,6 +85,21 @@ class TaskStore:
         if isinstance(outcome, Succeeded):
             return await self._successes.write(Ending(claim, outcome))
         return await self._others.write(Ending(claim, outcome))
+
+    async def is_completed(self, claim: Claim) -> bool:
+        """Look whether the handler has committed its task's end in a transaction of its own.
+
+        Raises:
+            StoreUnavailableError: it can't be seen now.
+        """
+        async with self._database.transaction() as connection:
+            rows = await connection.execute(
+                text(f"""
+                    SELECT 1 FROM {self._database.schema}.tasks WHERE key = :key AND epoch = :epoch
+                      AND worker = :worker AND state = 'succeeded'"""),
+                {"key": claim.key, "epoch": claim.epoch, "worker": self._worker},
+            )
+            return rows.first() is not None
 
     async def bury(self, letter: DeadLetter, *, is_published: bool = False) -> None:
         """Keep a message that is no task as a dead letter; `is_published`: it came as one.

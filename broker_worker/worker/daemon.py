@@ -59,6 +59,12 @@ class Signals:
         self.reason = self.reason or reason
         self.stop.set()
 
+    def give_up(self, reason: str) -> None:
+        """Ask to stop as `ask` does, with an exit code that tells the supervisor to start anew."""
+        self.exit_code = 1
+        if not self.stop.is_set():
+            self.ask(reason)
+
     def fail(self, reason: str) -> None:
         """Stop at once, with an exit code that says so."""
         self.exit_code = 1
@@ -115,10 +121,9 @@ class Daemon:
             BrokerWorkerError: it can't serve at all: wrong schema, wrong topology.
         """
         self._emit(LifecycleChanged("starting"))
-        if not await self._prepare():
-            return self._signals.exit_code
         try:
-            await self._serve()
+            if await self._prepare():
+                await self._serve()
         finally:
             for close in self._parts.close:
                 await self._within(CLOSE_WAIT, close())

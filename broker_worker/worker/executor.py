@@ -7,77 +7,234 @@ import contextvars
 import inspect
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, replace
 from datetime import timedelta
+from functools import partial
 
+from broker_worker.context import BaseContext, current_task
+from broker_worker.errors import (
+    BrokerWorkerError,
+    ChildCrashedError,
+    ClaimLostError,
+    CommitUnknownError,
+    StoreUnavailableError,
+)
 from broker_worker.failure import Refusal
-from broker_worker.handler import Handler, Limits
-from broker_worker.outcome import Dead, Outcome, Succeeded
+from broker_worker.handler import Handler, Limits, Way
+from broker_worker.middleware import CallNext
+from broker_worker.outcome import Cancelled, Dead, Outcome, Released, Succeeded
 from broker_worker.payload import Arguments
-from broker_worker.retry import AttemptTimeoutError, follow_up
-from broker_worker.context import Context, current_task
+from broker_worker.ports import ChildProcess, ChildProcesses, Clock, TaskStore, Transactions
+from broker_worker.retry import LONGEST_DELAY, AttemptTimeoutError, follow_up
+from broker_worker.step import Claim
+from broker_worker.worker.hands import AttemptHands, Tools
+from broker_worker.worker.patience import Patience
+from broker_worker.worker.resources import Resources
+from broker_worker.worker.stop import Stop, StopReason
+
+HARD_AFTER = timedelta(seconds=5)  # from being asked to end until an attempt is left behind
+SHUTDOWN_WAIT = timedelta(seconds=1)  # the same, when the worker itself ends
+
+
+class NotCompletedError(BrokerWorkerError):
+    """A handler asked for its completion and returned without having committed it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """One attempt, ready to begin."""
+
+    handler: Handler
+    arguments: Arguments
+    claim: Claim
+    context: BaseContext
+    hands: AttemptHands
+    limits: Limits
+    stop: Stop
+    time_left: timedelta | None = None  # until the task's deadline
+    child: ChildProcess | None = None
 
 
 class Executor:
-    """Runs attempts: coroutines on the event loop, plain functions in threads of its own.
+    """Runs attempts: on the event loop, in threads, in child processes.
 
-    A thread can't be stopped. One that outlives its timeout, or the worker's
-    grace, is abandoned: it runs on and keeps its place in the pool, its attempt is
-    over, and what it returns or raises goes nowhere.
+    Each has an asyncio task of its own, and the delivery's task supervises it. At its
+    timeout it is asked to end: a coroutine is cancelled, a thread's context says so, a
+    child process is killed. What has not ended 5 s later can't be ended: it is left
+    behind, its attempt is over, and what it still returns or raises goes nowhere.
     """
 
     def __init__(
-        self, *, limits: Limits, threads: int, max_result_bytes: int, random: Callable[[], float]
+        self,
+        *,
+        limits: Limits,
+        threads: int,
+        tools: Tools,
+        resources: Resources,
+        tasks: TaskStore,
+        transactions: Transactions | None = None,
+        processes: ChildProcesses | None = None,
+        clock: Clock,
+        random: Callable[[], float],
     ) -> None:
         """Take the settings' `limits`; `random` draws from [0, 1) for the backoff."""
         self._limits = limits
         self._threads = ThreadPoolExecutor(threads, thread_name_prefix="broker-worker-handler")
-        self._max_result_bytes = max_result_bytes
+        self._tools = tools
+        self._resources = resources
+        self._tasks = tasks
+        self._transactions = transactions
+        self._processes = processes
+        self._clock = clock
         self._random = random
+        self._left: set[asyncio.Task[Outcome]] = set()
 
-    async def execute(self, handler: Handler, arguments: Arguments, context: Context) -> Outcome:
-        """Run one attempt.
+    async def execute(
+        self,
+        handler: Handler,
+        arguments: Arguments,
+        claim: Claim,
+        *,
+        stop: Stop,
+        leave: Callable[[asyncio.Task[Outcome]], None],
+    ) -> Outcome:
+        """Run one attempt, until it ends or `stop` is asked; `leave` is told of one that can't be ended.
 
-        Raises nothing but `CancelledError`, when the caller was cancelled and the
-        handler gave in; the attempt then has no outcome. A handler that answers a
-        cancellation by returning or by another error has one.
+        Raises nothing but `CancelledError`, when the caller was cancelled and the handler
+        gave in or was left behind; the attempt then has no outcome. A handler that answers
+        a cancellation by returning or by another error has one.
         """
-        limits = handler.limits(self._limits)
-        cancels_on_entry = _cancels_pending()
-        token = current_task.set(context)
-        try:
-            returned = await self._run(handler, arguments, context, limits.timeout)
-        except BaseException as error:
-            if isinstance(error, asyncio.CancelledError) and _cancels_pending() > cancels_on_entry:
-                raise
-            return follow_up(error, attempt=context.attempt, policy=limits.policy, jitter=self._random())
-        finally:
-            current_task.reset(token)
-        return self._conclude(handler, returned)
+        run = self._begin(handler, arguments, claim, stop)
+        async with AsyncExitStack() as stack:
+            try:
+                run = await self._equip(run, stack)
+            except ChildCrashedError as error:
+                return self._follow_up(run, error)
+            return await self._supervise(run, leave)
 
     def close(self) -> None:
         """Start no more threads and wait for none: their attempts are over."""
         self._threads.shutdown(wait=False, cancel_futures=True)
 
-    async def _run(
-        self, handler: Handler, arguments: Arguments, context: Context, limit: timedelta
-    ) -> object:
-        keywords = dict(arguments)
-        if handler.context_parameter is not None:
-            keywords[handler.context_parameter] = context
-        deadline = asyncio.timeout(limit.total_seconds())
+    @property
+    def has_left_runs(self) -> bool:
+        """Whether runs that could not be ended are still at it."""
+        return bool(self._left)
+
+    # --- before its time begins ----------------------------------------------------------
+
+    def _begin(self, handler: Handler, arguments: Arguments, claim: Claim, stop: Stop) -> Run:
+        limits = handler.limits(self._limits)
+        now = self._clock.now()
+        time_left = claim.row.deadline_at - now if claim.row.deadline_at is not None else None
+        longest = min(limits.timeout, LONGEST_DELAY if time_left is None else max(time_left, timedelta(0)))
+        hands = AttemptHands(claim, handler, stop=stop, tools=self._tools)
+        context = handler.context_type(
+            message=claim.message,
+            attempt=claim.attempt,
+            max_attempts=limits.policy.max_attempts,
+            may_be_repeat=claim.may_be_repeat,
+            deadline=now + longest,
+            saved_json=claim.saved,
+            hands=hands,
+        )
+        limits = replace(limits, timeout=longest)
+        return Run(handler, arguments, claim, context, hands, limits, stop, time_left)
+
+    async def _equip(self, run: Run, stack: AsyncExitStack) -> Run:
+        if run.handler.way is Way.PROCESS:
+            assert self._processes is not None  # noqa: S101 - app.py gives them where a handler wants them
+            return replace(run, child=await stack.enter_async_context(self._processes.child()))
+        if run.handler.session_parameter is not None:
+            assert self._transactions is not None  # noqa: S101 - likewise
+            patience = Patience(self._clock, self._random)
+            while run.hands.transaction is None:
+                try:
+                    run.hands.transaction = await stack.enter_async_context(
+                        self._transactions.open(run.claim, limit=run.limits.timeout)
+                    )
+                except StoreUnavailableError:
+                    await patience.pause()
+        return run
+
+    # --- from outside --------------------------------------------------------------------
+
+    async def _supervise(self, run: Run, leave: Callable[[asyncio.Task[Outcome]], None]) -> Outcome:
+        """Wait for the attempt, and ask it to end when its time is over or the worker's is."""
+        name = f"{run.context.name} {run.context.task_id}"
+        inside = asyncio.get_running_loop().create_task(self._attempt(run), name=name)
+        if run.handler.way is not Way.THREAD:  # a thread is only told by its context
+            run.stop.tell(inside.cancel)
         try:
-            async with deadline:
-                if handler.is_async:
-                    returned = handler.function(**keywords)
-                else:
-                    returned = await self._run_in_thread(lambda: handler.function(**keywords))
-                # a plain function may return an awaitable: a coroutine function behind a decorator
-                return await returned if inspect.isawaitable(returned) else returned
-        except TimeoutError as error:
-            if deadline.expired():  # else it is the handler's own
-                raise AttemptTimeoutError(limit) from error.__cause__  # the cancellation: where it was
-            raise
+            await asyncio.wait({inside}, timeout=run.limits.timeout.total_seconds())
+            if not inside.done():
+                run.stop.ask(StopReason.TIMEOUT)
+                await asyncio.wait({inside}, timeout=HARD_AFTER.total_seconds())
+        except asyncio.CancelledError:
+            run.stop.ask(StopReason.SHUTDOWN)
+            await asyncio.wait({inside}, timeout=SHUTDOWN_WAIT.total_seconds())
+            if not inside.done():
+                self._leave(inside)
+                raise
+        if inside.done():
+            return inside.result()
+        self._leave(inside)
+        leave(inside)
+        return self._ended_by(run, AttemptTimeoutError(run.limits.timeout))
+
+    def _leave(self, inside: asyncio.Task[Outcome]) -> None:
+        self._left.add(inside)
+        inside.add_done_callback(self._left.discard)
+
+    # --- from inside ---------------------------------------------------------------------
+
+    async def _attempt(self, run: Run) -> Outcome:
+        """Run the handler within the hooks around it. Only the worker's own end is raised."""
+        current_task.set(run.context)  # of this asyncio task alone
+        call: CallNext = partial(self._handle, run)
+        for hook in reversed(run.handler.middleware):
+            call = partial(hook, run.context, call)
+        try:
+            return await call()
+        except BaseException as error:  # noqa: BLE001 - of a hook, which is the user's code as well
+            return self._ended_by(run, error)
+
+    async def _handle(self, run: Run) -> Outcome:
+        try:
+            if run.child is not None:
+                return await run.child.run(
+                    run.handler,
+                    run.context,
+                    limits=run.limits,
+                    jitter=self._random(),
+                    time_left=run.time_left,
+                )
+            outcome = self._conclude(run, await self._call(run))
+            if run.hands.is_completed:
+                return await self._completed(run)
+            if run.hands.transaction is not None and isinstance(outcome, Succeeded):
+                await run.hands.transaction.commit(outcome)
+        except (ClaimLostError, CommitUnknownError):
+            return Released()  # what is true shows when this is recorded: the row is fenced
+        except BaseException as error:  # noqa: BLE001 - whatever a handler raises becomes an outcome
+            return self._ended_by(run, error)
+        return outcome
+
+    async def _call(self, run: Run) -> object:
+        handler = run.handler
+        keywords = {**run.arguments, **self._resources.arguments(handler)}
+        if handler.context_parameter is not None:
+            keywords[handler.context_parameter] = run.context
+        if handler.session_parameter is not None and run.hands.transaction is not None:
+            keywords[handler.session_parameter] = run.hands.transaction.session
+        function = self._resources.function(handler)
+        if handler.way is Way.THREAD:
+            returned = await self._run_in_thread(lambda: function(**keywords))
+        else:
+            returned = function(**keywords)
+        # a plain function may return an awaitable: a coroutine function behind a decorator
+        return await returned if inspect.isawaitable(returned) else returned
 
     async def _run_in_thread(self, call: Callable[[], object]) -> object:
         inside = contextvars.copy_context()
@@ -87,11 +244,53 @@ class Executor:
             raise ended.error
         return ended
 
-    def _conclude(self, handler: Handler, returned: object) -> Outcome:
+    # --- outcomes ------------------------------------------------------------------------
+
+    def _conclude(self, run: Run, returned: object) -> Outcome:
         try:
-            return Succeeded(handler.serialise(returned, max_bytes=self._max_result_bytes))
+            result = run.handler.serialise(returned, max_bytes=self._tools.max_result_bytes)
         except Refusal as refusal:
             return Dead(refusal.reason, refusal.failure)
+        return Succeeded(result, tuple(run.hands.sent))
+
+    async def _completed(self, run: Run) -> Outcome:
+        """See whether the handler has committed its end itself, as it said that it would."""
+        patience = Patience(self._clock, self._random)
+        while True:
+            try:
+                is_completed = await self._tasks.is_completed(run.claim)
+            except StoreUnavailableError:
+                await patience.pause()
+                continue
+            if is_completed:
+                return Succeeded(run.hands.completed)
+            error = NotCompletedError("the handler asked for its completion and did not commit it")
+            return self._follow_up(run, error)
+
+    def _ended_by(self, run: Run, error: BaseException) -> Outcome:
+        """Tell our own cancellation from the handler's."""
+        if isinstance(error, asyncio.CancelledError | AttemptTimeoutError):
+            match run.stop.reason:
+                case StopReason.SHUTDOWN:
+                    raise error
+                case StopReason.CANCELLED:
+                    return Cancelled()
+                case StopReason.TIMEOUT:
+                    timeout = AttemptTimeoutError(run.limits.timeout)
+                    timeout.__cause__ = error if isinstance(error, asyncio.CancelledError) else None
+                    return self._follow_up(run, timeout)
+                case None:
+                    pass
+        return self._follow_up(run, error)
+
+    def _follow_up(self, run: Run, error: BaseException) -> Outcome:
+        return follow_up(
+            error,
+            attempt=run.context.attempt,
+            policy=run.limits.policy,
+            jitter=self._random(),
+            time_left=run.time_left,
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,8 +305,3 @@ def _end_of(call: Callable[[], object]) -> object:
         return call()
     except BaseException as error:  # noqa: BLE001 - raised again on the event loop
         return _Raised(error)
-
-
-def _cancels_pending() -> int:
-    task = asyncio.current_task()
-    return task.cancelling() if task is not None else 0

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from datetime import timedelta
 from uuid import uuid4
 
 from broker_worker import failpoint
@@ -27,7 +28,6 @@ from broker_worker.payload import Arguments
 from broker_worker.ports import Clock, Delivery, Publisher, TaskStore
 from broker_worker.registry import Registry
 from broker_worker.reply import is_allowed
-from broker_worker.retry import LONGEST_DELAY
 from broker_worker.step import Claim
 from broker_worker.task import (
     Adopted,
@@ -46,7 +46,6 @@ from broker_worker.task import (
     Reemitted,
     Refused,
 )
-from broker_worker.context import Context
 from broker_worker.worker.executor import Executor
 from broker_worker.worker.patience import Patience
 from broker_worker.worker.runs import Runs
@@ -68,6 +67,7 @@ class Prepared:
     """What this process could do with a message: run it, or say why not."""
 
     max_attempts: int
+    deadline: timedelta | None = None
     handler: Handler | None = None
     arguments: Arguments | None = None
     refusal: Refusal | None = None
@@ -119,7 +119,7 @@ class Processor:
                 return None
             failpoint.hit("claimed")
             started = self._clock.monotonic()
-            outcome = await self._execute(claim, prepared)
+            outcome = await self._execute(claim, prepared, slot)
             failpoint.hit("executed")
             is_recorded = await self._record(claim, outcome, seconds=self._clock.monotonic() - started)
             failpoint.hit("recorded")
@@ -197,12 +197,12 @@ class Processor:
         if handler is None:
             failure = Failure("UnknownTask", f"no handler is registered for {message.task.name!r}")
             return message, Prepared(policy.max_attempts, refusal=Refusal(Reason.UNKNOWN_TASK, failure))
-        max_attempts = handler.limits(self._rules.limits).policy.max_attempts
+        limits = handler.limits(self._rules.limits)
+        prepared = Prepared(limits.policy.max_attempts, limits.deadline, handler)
         try:
-            arguments = handler.bind(message.body, message.media_type)
+            return message, replace(prepared, arguments=handler.bind(message.body, message.media_type))
         except Refusal as refusal:
-            return message, Prepared(max_attempts, handler, refusal=refusal)
-        return message, Prepared(max_attempts, handler, arguments)
+            return message, replace(prepared, refusal=refusal)
 
     # --- claim ---------------------------------------------------------------------
 
@@ -217,6 +217,7 @@ class Processor:
                 message=message,
                 digest=digest,
                 max_attempts=prepared.max_attempts,
+                deadline=prepared.deadline,
                 refusal=prepared.refusal,
                 poisoning=delivery.poisoning,
                 has_slot=slot.is_held,
@@ -253,21 +254,18 @@ class Processor:
 
     # --- execute -------------------------------------------------------------------
 
-    async def _execute(self, claim: Claim, prepared: Prepared) -> Outcome:
+    async def _execute(self, claim: Claim, prepared: Prepared, slot: Slot) -> Outcome:
         assert prepared.handler is not None  # noqa: S101 - without one there is a refusal and no claim
-        started = self._clock.now()
-        limits = prepared.handler.limits(self._rules.limits)
-        published_at = claim.message.published_at
-        waited = started - published_at if published_at is not None and claim.attempt == 1 else None
+        published_at = claim.message.published_at if claim.attempt == 1 else None
+        waited = self._clock.now() - published_at if published_at is not None else None
         self._emit(AttemptStarted(claim.row.id, claim.attempt, waited, claim.message.trace_id))
-        context = Context(
-            message=claim.message,
-            attempt=claim.attempt,
-            max_attempts=limits.policy.max_attempts,
-            may_be_repeat=claim.may_be_repeat,
-            deadline=started + min(limits.timeout, LONGEST_DELAY),
+        return await self._executor.execute(
+            prepared.handler,
+            prepared.arguments or {},
+            claim,
+            stop=self._runs.stop_of(claim),
+            leave=slot.write_off,
         )
-        return await self._executor.execute(prepared.handler, prepared.arguments or {}, context)
 
     # --- record and ack ------------------------------------------------------------
 
@@ -277,7 +275,7 @@ class Processor:
         patience = Patience(self._clock, self._random)
         while True:
             try:
-                is_recorded = await self._tasks.record(claim, outcome)
+                recorded = await self._tasks.record(claim, outcome)
             except StoreUnavailableError:
                 await patience.pause()
             except StoreDataError as error:
@@ -287,9 +285,15 @@ class Processor:
                 self._emit(ServiceFailed("record", error))
                 await patience.pause()
             else:
+                is_recorded = recorded is not None
                 self._emit(
                     AttemptFinished(
-                        claim.row.id, claim.attempt, outcome, seconds, is_recorded, claim.message.trace_id
+                        claim.row.id,
+                        claim.attempt,
+                        recorded or outcome,
+                        seconds,
+                        is_recorded,
+                        claim.message.trace_id,
                     )
                 )
                 return is_recorded

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from broker_worker.outcome import Outcome
 from broker_worker.ports import Delivery
 from broker_worker.step import Claim
 from broker_worker.task import Holder
+from broker_worker.worker.stop import Stop, StopReason
 
 
 @dataclass(slots=True)
@@ -18,6 +19,7 @@ class Run:
     claim: Claim
     delivery: Delivery
     outcome: Outcome | None = None  # what the handler led to, while it is not recorded yet
+    stop: Stop = field(default_factory=Stop)
 
 
 class Runs:
@@ -48,6 +50,17 @@ class Runs:
         run.delivery = delivery
         return True
 
+    def stop_of(self, claim: Claim) -> Stop:
+        """How this run is asked to end."""
+        run = self._run_by_claim.get((claim.key, claim.epoch))
+        return run.stop if run is not None else Stop()
+
+    def cancel(self, key: int, epoch: int) -> None:
+        """Ask a run to end because an operator wants it so; one that is over is left alone."""
+        run = self._run_by_claim.get((key, epoch))
+        if run is not None and run.stop.reason is None:
+            run.stop.ask(StopReason.CANCELLED)
+
     def conclude(self, claim: Claim, outcome: Outcome) -> None:
         """Keep what a run led to until it is recorded, also when its recording is cut short."""
         run = self._run_by_claim.get((claim.key, claim.epoch))
@@ -62,6 +75,10 @@ class Runs:
     def keys(self) -> list[int]:
         """Every task that this process runs."""
         return [key for key, _ in self._run_by_claim]
+
+    def claims(self) -> list[tuple[int, int]]:
+        """The task and the epoch of every run."""
+        return list(self._run_by_claim)
 
     def unfinished(self) -> Sequence[Run]:
         """Every run without a recorded outcome."""

@@ -3,31 +3,57 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 
 class Slots:
     """The concurrency of one queue.
 
     The prefetch is as large, so a slot is free for every delivery, unless runs go on
-    whose channel was lost: then new deliveries wait here.
+    whose channel was lost, or that could not be ended: then new deliveries wait here.
     """
 
-    def __init__(self, limit: int) -> None:
-        """Allow `limit` handlers at once."""
+    def __init__(self, limit: int, *, on_lost: Callable[[], None] = lambda: None) -> None:
+        """Allow `limit` handlers at once; `on_lost` is called when half of the slots are written off."""
         self._free = asyncio.Semaphore(limit)
+        self._bearable = max(1, limit // 2)
+        self._on_lost = on_lost
+        self.lost = 0
 
     def slot(self) -> Slot:
         """Enter with `async with`: it is held at once if one is free, and given back at the end."""
-        return Slot(self._free)
+        return Slot(self)
+
+    async def take(self, *, waits: bool = True) -> bool:
+        """Hold one slot more; without waiting, only where one is free."""
+        if not waits and self._free.locked():
+            return False
+        await self._free.acquire()
+        return True
+
+    def give_back(self) -> None:
+        """Let another run have the slot."""
+        self._free.release()
+
+    def lose(self, run: asyncio.Task[Any]) -> None:
+        """Count a slot as lost until `run` ends after all."""
+        self.lost += 1
+        run.add_done_callback(self._regain)
+        if self.lost >= self._bearable:
+            self._on_lost()
+
+    def _regain(self, _: object) -> None:
+        self.lost -= 1
+        self.give_back()
 
 
 class Slot:
     """One delivery's place among those that run."""
 
-    def __init__(self, free: asyncio.Semaphore) -> None:
-        self._free = free
+    def __init__(self, slots: Slots) -> None:
+        self._slots = slots
         self._lane: asyncio.Lock | None = None
         self.is_held = False
 
@@ -37,8 +63,7 @@ class Slot:
         return self._lane is not None
 
     async def __aenter__(self) -> Self:
-        if not self._free.locked():
-            await self.acquire()
+        self.is_held = await self._slots.take(waits=False)
         return self
 
     async def __aexit__(
@@ -47,15 +72,19 @@ class Slot:
         if self._lane is not None:
             self._lane.release()
         if self.is_held:
-            self._free.release()
+            self._slots.give_back()
 
     async def acquire(self) -> None:
         """Wait for a free slot."""
-        await self._free.acquire()
-        self.is_held = True
+        self.is_held = await self._slots.take()
 
     async def acquire_lane(self, lane: asyncio.Lock) -> None:
         """Take the lane if it is free now."""
         if not lane.locked():
             await lane.acquire()
             self._lane = lane
+
+    def write_off(self, run: asyncio.Task[Any]) -> None:
+        """Leave the slot to a run that can't be ended; it is free again when that run is over."""
+        self.is_held = False
+        self._slots.lose(run)

@@ -21,7 +21,7 @@ import asyncpg
 from PIL import Image
 from pydantic import BaseModel, Field
 
-from broker_worker import Context, GiveUp, Registry, Retry
+from broker_worker import Context, GiveUp, Registry, Retry, SyncContext
 
 registry = Registry()
 
@@ -48,7 +48,7 @@ class Thumbnail:
 
 
 @registry.task("thumbnail.make", max_attempts=3, timeout=20)
-def make_thumbnail(image: str, width: int, context: Context) -> Thumbnail:
+def make_thumbnail(image: str, width: int, context: SyncContext) -> Thumbnail:
     """Scale one image of the folder `images` down to `width` pixels."""
     target = Settings.folder / "thumbnails" / f"{context.task_id}.jpg"
     with Image.open(Settings.folder / "images" / image) as picture:
@@ -144,7 +144,7 @@ async def pool() -> asyncpg.Pool:
 
 
 @registry.task("email.send", max_attempts=5, timeout=10)
-def send_email(to: str, subject: str, text: str, context: Context) -> None:
+def send_email(to: str, subject: str, text: str, context: SyncContext) -> None:
     """Hand one mail to the mail server. The same task is the same Message-ID."""
     mail = EmailMessage()
     mail["Message-ID"] = f"<{context.task_id}@demo.example>"
@@ -156,7 +156,7 @@ def send_email(to: str, subject: str, text: str, context: Context) -> None:
 
 
 @registry.task("webhook.call", max_attempts=12, timeout=10)
-def call_webhook(event: str, order: str, context: Context) -> int:
+def call_webhook(event: str, order: str, context: SyncContext) -> int:
     """Tell the receiver about an order. Its 503s are errors like any other: the policy decides."""
     request = urllib.request.Request(
         Settings.webhook_url,

@@ -8,12 +8,12 @@ import signal
 import time
 from pathlib import Path
 
-from broker_worker import Context, GiveUp, Registry, Retry
+from broker_worker import BaseContext, Context, GiveUp, Registry, Retry, SyncContext
 
 registry = Registry()
 
 
-def note(context: Context) -> None:
+def note(context: BaseContext) -> None:
     line = f"{context.name} {context.task_id} {context.attempt}\n".encode()
     descriptor = os.open(os.environ["TEST_RUNS"], os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.write(descriptor, line)  # one write: lines of two processes do not mix
@@ -81,7 +81,7 @@ async def too_slow(context: Context) -> None:
 
 
 @registry.task("in_thread")
-def in_thread(x: int, context: Context) -> int:
+def in_thread(x: int, context: SyncContext) -> int:
     note(context)
     time.sleep(0.01)
     return x

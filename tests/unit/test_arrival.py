@@ -278,7 +278,7 @@ def arrivals() -> Iterator[Arrival]:
         Lane,
     ):
         of = message(epoch, deliver_at=deliver_at, not_after=not_after)
-        yield Arrival(of, DIGEST, MAX_ATTEMPTS, refusal, poisoning, has_slot, lane)
+        yield Arrival(of, DIGEST, MAX_ATTEMPTS, None, refusal, poisoning, has_slot, lane)
 
 
 DIGEST = message().digest()

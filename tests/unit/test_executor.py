@@ -5,38 +5,115 @@ import functools
 import logging
 import threading
 from collections.abc import Awaitable, Callable, Iterator
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from typing import NoReturn
+from typing import Any, NoReturn, cast
+from uuid import uuid4
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import BaseModel
 
+from broker_worker.clock import SystemClock
+from broker_worker.context import Completion, Context, SyncContext, current_task
 from broker_worker.handler import Handler, Limits
 from broker_worker.message import Message, TaskId
 from broker_worker.outcome import Dead, GiveUp, Outcome, Postponed, Reason, Retry, Succeeded
+from broker_worker.ports import TaskStore
 from broker_worker.registry import Registry
 from broker_worker.retry import LONGEST_DELAY, AttemptTimeoutError, RetryPolicy, follow_up
-from broker_worker.context import Context, current_task
+from broker_worker.step import Claim
+from broker_worker.task import Task, TaskState
 from broker_worker.worker.executor import Executor
+from broker_worker.worker.hands import Tools
+from broker_worker.worker.resources import Resources
+from broker_worker.worker.stop import Stop
 
 POLICY = RetryPolicy(3, timedelta(seconds=10), timedelta(minutes=1))
 
 
+LIMITS = Limits(POLICY, timedelta(seconds=30))
+
+
+@dataclass
+class Store:
+    """What an executor asks of the inbox; and the checkpoints, progress and completions of its attempts."""
+
+    completes: bool = False
+    saved: list[str] = field(default_factory=list)
+    progress: list[tuple[float, str]] = field(default_factory=list)
+
+    async def is_completed(self, _: Claim) -> bool:
+        return self.completes
+
+    async def save(self, _: Claim, state: str) -> None:
+        self.saved.append(state)
+
+    def report(self, _: Claim, fraction: float, note: str) -> None:
+        self.progress.append((fraction, note))
+
+
+class Bench:
+    """An executor, and what its attempts leave."""
+
+    def __init__(self, registry: Registry | None = None, **ports: Any) -> None:  # noqa: ANN401 - ports of the executor
+        self.store = Store()
+        self.left: list[asyncio.Task[Outcome]] = []
+        self.registry = registry or Registry()
+        self.resources = Resources(self.registry)
+        tools = Tools(
+            registry=self.registry,
+            checkpoints=self.store,
+            progress=self.store,
+            completion=lambda claim, result: Completion("SELECT", (claim.key, result)),
+            max_result_bytes=100,
+        )
+        self.executor = Executor(
+            limits=LIMITS,
+            threads=2,
+            tools=tools,
+            resources=self.resources,
+            tasks=cast("TaskStore", self.store),
+            clock=SystemClock(),
+            random=lambda: 0.5,
+            **ports,
+        )
+
+    async def execute(
+        self,
+        handler: Handler,
+        arguments: dict[str, object] | None = None,
+        attempt: int = 1,
+        *,
+        stop: Stop | None = None,
+        claim: Claim | None = None,
+    ) -> Outcome:
+        return await self.executor.execute(
+            handler,
+            arguments or {},
+            claim or claim_of(attempt),
+            stop=stop or Stop(),
+            leave=self.left.append,
+        )
+
+
 @pytest.fixture
-def executor() -> Iterator[Executor]:
-    limits = Limits(POLICY, timedelta(seconds=30))
-    executor = Executor(limits=limits, threads=2, max_result_bytes=100, random=lambda: 0.5)
-    yield executor
-    executor.close()
+def bench() -> Iterator[Bench]:
+    bench = Bench()
+    yield bench
+    bench.executor.close()
+
+
+def claim_of(attempt: int = 1, *, saved: str | None = None) -> Claim:
+    task = TaskId("email", "email.send", "m-1")
+    row = Task(1, task, TaskState.RUNNING, attempt, POLICY.max_attempts, attempt, uuid4(), b"")
+    return Claim(row, Message(task, b"{}"), may_be_repeat=attempt > 1, saved=saved)
 
 
 def context(attempt: int = 1) -> Context:
-    message = Message(TaskId("email", "email.send", "m-1"), b"{}")
-    return Context(
-        message, attempt, POLICY.max_attempts, attempt > 1, datetime.now(UTC) + timedelta(seconds=30)
-    )
+    until = datetime.now(UTC) + timedelta(seconds=30)
+    return Context(claim_of(attempt).message, attempt, POLICY.max_attempts, attempt > 1, until)
 
 
 def handler_of(function: Callable[..., object], *, timeout: timedelta | None = None) -> Handler:
@@ -60,21 +137,21 @@ async def forever() -> NoReturn:
     raise AssertionError
 
 
-async def test_a_coroutine_handlers_return_value_is_the_result(executor: Executor) -> None:
+async def test_a_coroutine_handlers_return_value_is_the_result(bench: Bench) -> None:
     async def double(number: int) -> int:
         return number * 2
 
-    assert await executor.execute(handler_of(double), {"number": 2}, context()) == Succeeded("4")
+    assert await bench.execute(handler_of(double), {"number": 2}) == Succeeded("4")
 
 
-async def test_a_plain_handler_runs_in_a_thread(executor: Executor) -> None:
+async def test_a_plain_handler_runs_in_a_thread(bench: Bench) -> None:
     def where() -> bool:
         return threading.current_thread() is threading.main_thread()
 
-    assert await executor.execute(handler_of(where), {}, context()) == Succeeded("false")
+    assert await bench.execute(handler_of(where), {}) == Succeeded("false")
 
 
-async def test_a_coroutine_function_behind_a_plain_decorator_is_awaited(executor: Executor) -> None:
+async def test_a_coroutine_function_behind_a_plain_decorator_is_awaited(bench: Bench) -> None:
     async def inner() -> int:
         return 1
 
@@ -82,19 +159,19 @@ async def test_a_coroutine_function_behind_a_plain_decorator_is_awaited(executor
     def wrapper() -> Awaitable[int]:
         return inner()
 
-    assert await executor.execute(handler_of(wrapper), {}, context()) == Succeeded("1")
+    assert await bench.execute(handler_of(wrapper), {}) == Succeeded("1")
 
 
-async def test_a_handler_gets_the_context_by_its_annotation(executor: Executor) -> None:
-    def attempt_of(here: Context, number: int) -> list[int]:
+async def test_a_handler_gets_the_context_by_its_annotation(bench: Bench) -> None:
+    def attempt_of(here: SyncContext, number: int) -> list[int]:
         return [here.attempt, number]
 
-    assert await executor.execute(handler_of(attempt_of), {"number": 7}, context(2)) == Succeeded("[2,7]")
+    assert await bench.execute(handler_of(attempt_of), {"number": 7}, 2) == Succeeded("[2,7]")
 
 
 @pytest.mark.parametrize("in_thread", [False, True])
 async def test_the_current_task_is_known_inside_a_handler_and_not_after(
-    executor: Executor, *, in_thread: bool
+    bench: Bench, *, in_thread: bool
 ) -> None:
     async def on_loop() -> int:
         return threaded()
@@ -103,7 +180,7 @@ async def test_the_current_task_is_known_inside_a_handler_and_not_after(
         here = current_task.get()
         return here.attempt if here else 0
 
-    outcome = await executor.execute(handler_of(threaded if in_thread else on_loop), {}, context(2))
+    outcome = await bench.execute(handler_of(threaded if in_thread else on_loop), {}, 2)
 
     assert outcome == Succeeded("2")
     assert current_task.get() is None
@@ -142,12 +219,12 @@ def test_a_contexts_log_lines_carry_its_fields_and_those_of_the_call(
     ids=lambda error: type(error).__name__,
 )
 async def test_whatever_a_handler_raises_is_a_failed_attempt(
-    executor: Executor, error: BaseException, *, in_thread: bool
+    bench: Bench, error: BaseException, *, in_thread: bool
 ) -> None:
     handler = raising(error, in_thread=in_thread)
 
-    outcome = await executor.execute(handler, {}, context())
-    last = await executor.execute(handler, {}, context(3))
+    outcome = await bench.execute(handler, {})
+    last = await bench.execute(handler, {}, 3)
 
     assert isinstance(outcome, Postponed)
     assert (outcome.delay, outcome.reason) == (timedelta(seconds=7.5), None)
@@ -155,11 +232,11 @@ async def test_whatever_a_handler_raises_is_a_failed_attempt(
     assert last.reason is Reason.ATTEMPTS_EXHAUSTED
 
 
-async def test_an_attempt_that_runs_too_long_times_out(executor: Executor) -> None:
+async def test_an_attempt_that_runs_too_long_times_out(bench: Bench) -> None:
     handler = handler_of(forever, timeout=timedelta(milliseconds=10))
 
-    outcome = await executor.execute(handler, {}, context())
-    last = await executor.execute(handler, {}, context(3))
+    outcome = await bench.execute(handler, {})
+    last = await bench.execute(handler, {}, 3)
 
     assert isinstance(outcome, Postponed)
     assert outcome.reason is Reason.TIMEOUT
@@ -169,7 +246,7 @@ async def test_an_attempt_that_runs_too_long_times_out(executor: Executor) -> No
     assert last.reason is Reason.TIMEOUT
 
 
-async def test_a_thread_that_runs_too_long_times_out_and_runs_on(executor: Executor) -> None:
+async def test_a_thread_that_runs_too_long_times_out_and_runs_on(bench: Bench) -> None:
     released = threading.Event()
     ended = threading.Event()
 
@@ -177,7 +254,7 @@ async def test_a_thread_that_runs_too_long_times_out_and_runs_on(executor: Execu
         released.wait()
         ended.set()
 
-    outcome = await executor.execute(handler_of(wait, timeout=timedelta(milliseconds=10)), {}, context())
+    outcome = await bench.execute(handler_of(wait, timeout=timedelta(milliseconds=10)), {})
     was_running = not ended.is_set()
     released.set()
 
@@ -187,7 +264,7 @@ async def test_a_thread_that_runs_too_long_times_out_and_runs_on(executor: Execu
     assert await asyncio.to_thread(ended.wait, 10)
 
 
-async def test_a_handler_that_answers_its_timeout_by_returning_has_succeeded(executor: Executor) -> None:
+async def test_a_handler_that_answers_its_timeout_by_returning_has_succeeded(bench: Bench) -> None:
     async def finish() -> str:
         try:
             await forever()
@@ -196,18 +273,18 @@ async def test_a_handler_that_answers_its_timeout_by_returning_has_succeeded(exe
 
     handler = handler_of(finish, timeout=timedelta(milliseconds=10))
 
-    assert await executor.execute(handler, {}, context()) == Succeeded('"partial"')
+    assert await bench.execute(handler, {}) == Succeeded('"partial"')
 
 
-async def execute_and_cancel(executor: Executor, handler: Handler, started: asyncio.Event) -> Outcome:
+async def execute_and_cancel(bench: Bench, handler: Handler, started: asyncio.Event) -> Outcome:
     async with asyncio.TaskGroup() as group:
-        attempt = group.create_task(executor.execute(handler, {}, context()))
+        attempt = group.create_task(bench.execute(handler, {}))
         await started.wait()
         attempt.cancel()
     return attempt.result()
 
 
-async def test_a_cancellation_from_outside_is_passed_on(executor: Executor) -> None:
+async def test_a_cancellation_from_outside_is_passed_on(bench: Bench) -> None:
     started = asyncio.Event()
 
     async def wait() -> None:
@@ -215,10 +292,10 @@ async def test_a_cancellation_from_outside_is_passed_on(executor: Executor) -> N
         await forever()
 
     with pytest.raises(asyncio.CancelledError):
-        await execute_and_cancel(executor, handler_of(wait), started)
+        await execute_and_cancel(bench, handler_of(wait), started)
 
 
-async def test_a_handler_that_finishes_in_spite_of_a_cancellation_has_its_outcome(executor: Executor) -> None:
+async def test_a_handler_that_finishes_in_spite_of_a_cancellation_has_its_outcome(bench: Bench) -> None:
     started = asyncio.Event()
 
     async def finish() -> str:
@@ -228,11 +305,11 @@ async def test_a_handler_that_finishes_in_spite_of_a_cancellation_has_its_outcom
         except asyncio.CancelledError:
             return "done"
 
-    assert await execute_and_cancel(executor, handler_of(finish), started) == Succeeded('"done"')
+    assert await execute_and_cancel(bench, handler_of(finish), started) == Succeeded('"done"')
 
 
 async def test_a_second_attempt_after_a_swallowed_cancellation_is_judged_by_its_own(
-    executor: Executor,
+    bench: Bench,
 ) -> None:
     started = asyncio.Event()
 
@@ -244,8 +321,8 @@ async def test_a_second_attempt_after_a_swallowed_cancellation_is_judged_by_its_
             return
 
     async def both() -> Outcome:
-        await executor.execute(handler_of(swallow), {}, context())
-        return await executor.execute(raising(asyncio.CancelledError(), in_thread=False), {}, context())
+        await bench.execute(handler_of(swallow), {})
+        return await bench.execute(raising(asyncio.CancelledError(), in_thread=False), {})
 
     async with asyncio.TaskGroup() as group:
         attempts = group.create_task(both())
@@ -261,25 +338,25 @@ async def test_a_second_attempt_after_a_swallowed_cancellation_is_judged_by_its_
     ids=["large", "opaque"],
 )
 async def test_a_result_that_can_not_be_kept_is_dead_at_once(
-    executor: Executor, result: object, reason: Reason
+    bench: Bench, result: object, reason: Reason
 ) -> None:
     async def give() -> object:
         return result
 
-    outcome = await executor.execute(handler_of(give), {}, context())
+    outcome = await bench.execute(handler_of(give), {})
 
     assert isinstance(outcome, Dead)
     assert outcome.reason is reason
 
 
-async def test_a_validation_error_inside_a_handler_shows_no_values(executor: Executor) -> None:
+async def test_a_validation_error_inside_a_handler_shows_no_values(bench: Bench) -> None:
     class Answer(BaseModel):
         age: int
 
     def ask(given: str) -> None:
         Answer.model_validate({"age": given})
 
-    outcome = await executor.execute(handler_of(ask), {"given": "hunter2"}, context())
+    outcome = await bench.execute(handler_of(ask), {"given": "hunter2"})
 
     assert isinstance(outcome, Postponed)
     assert outcome.failure.message == "age: int_parsing"

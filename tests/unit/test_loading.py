@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from broker_worker.errors import ConfigurationError
-from broker_worker.registry import load_registries
+from broker_worker.loading import load_registries
 
 HEAD = (
     "from __future__ import annotations\nfrom broker_worker.registry import Registry\nregistry = Registry()\n"

@@ -1,0 +1,82 @@
+"""What handlers share, opened once per process; and the instances of handlers that are classes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextlib import AsyncExitStack
+
+from broker_worker.errors import BrokerWorkerError, ConfigurationError
+from broker_worker.handler import Handler
+from broker_worker.registry import Registry
+
+
+class ResourceError(BrokerWorkerError):
+    """A resource, or a handler's class, could not be made."""
+
+
+class Resources:
+    """Opens them in the order in which they need each other, and closes them in the reverse one."""
+
+    def __init__(self, registry: Registry) -> None:
+        self._registry = registry
+        self._stack = AsyncExitStack()
+        self._open: dict[type, object] = {}
+        self._opening: list[type] = []
+        self._instance_by_name: dict[str, object] = {}
+
+    async def open(self) -> None:
+        """Open all resources and make the instances of class handlers. Once open, it does nothing.
+
+        Raises:
+            ResourceError: one line that names the one that failed.
+            ConfigurationError: two need each other.
+        """
+        for kind in self._registry.resources:
+            await self._get(kind)
+        for handler in self._registry.handlers:
+            if handler.is_class and handler.name not in self._instance_by_name:
+                self._instance_by_name[handler.name] = self._make(handler)
+
+    async def close(self) -> None:
+        """Close what is open; safe to repeat."""
+        self._open.clear()
+        self._instance_by_name.clear()
+        await self._stack.aclose()
+
+    def function(self, handler: Handler) -> Callable[..., object]:
+        """What to call: the function itself, or `run` of the instance."""
+        if not handler.is_class:
+            return handler.target
+        run: Callable[..., object] = getattr(self._instance_by_name[handler.name], "run")  # noqa: B009 - not typed
+        return run
+
+    def arguments(self, handler: Handler) -> Mapping[str, object]:
+        """The resources among a handler's parameters."""
+        return {name: self._open[kind] for name, kind in handler.resource_by_parameter.items()}
+
+    async def _get(self, kind: type) -> object:
+        if kind in self._open:
+            return self._open[kind]
+        if kind in self._opening:
+            names = " -> ".join(each.__name__ for each in (*self._opening, kind))
+            raise ConfigurationError(f"resources need each other: {names}")
+        self._opening.append(kind)
+        resource = self._registry.resources[kind]
+        needs = {name: await self._get(needed) for name, needed in resource.needs.items()}
+        try:
+            self._open[kind] = await self._stack.enter_async_context(resource.open(**needs))
+        except Exception as error:
+            raise ResourceError(f"the resource {kind.__name__} can't be opened: {_short(error)}") from error
+        self._opening.remove(kind)
+        return self._open[kind]
+
+    def _make(self, handler: Handler) -> object:
+        fields = {name: self._open[kind] for name, kind in (handler.resource_by_field or {}).items()}
+        try:
+            return handler.target(**fields)
+        except Exception as error:
+            raise ResourceError(f"the handler of {handler.name!r} can't be made: {_short(error)}") from error
+
+
+def _short(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:500]}"
