@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from broker_worker.local import LocalServerError, PrivatePostgres, PrivateRabbitMQ, Servers
 from tests.support.services import (
@@ -23,6 +24,10 @@ if TYPE_CHECKING:
     from xdist.workermanage import WorkerController
 
 RUN = pytest.StashKey[Run]()
+
+# a busy machine generates slowly, and fails nothing by it
+settings.register_profile("ours", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("ours")
 
 
 def pytest_configure(config: pytest.Config) -> None:

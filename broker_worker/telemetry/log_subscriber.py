@@ -124,7 +124,7 @@ class LogSubscriber:
                 traceback = _given(exception=failure.traceback)
                 log.error("task dead", reason=reason, **_failure(failure), **traceback)
             case Cancelled():
-                log.debug("task cancelled")
+                log.info("task cancelled")
             case Released():
                 log.debug("task released")
 

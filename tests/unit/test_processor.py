@@ -13,7 +13,7 @@ from uuid import UUID, uuid4
 
 import pytest
 
-from broker_worker import Context, Registry
+from broker_worker import Completion, Context, Registry
 from broker_worker.errors import StoreDataError, StoreUnavailableError
 from broker_worker.events import AttemptFinished, AttemptStarted, DeliverySettled, Event
 from broker_worker.handler import Limits
@@ -30,8 +30,10 @@ from broker_worker.testing.clock import VirtualClock, in_virtual_time
 from broker_worker.testing.memory import MemoryStore
 from broker_worker.testing.tables import MemoryDatabase
 from broker_worker.worker.executor import Executor
+from broker_worker.worker.hands import Tools
 from broker_worker.worker.intake import Intake
 from broker_worker.worker.processor import Processor, Rules
+from broker_worker.worker.resources import Resources
 from broker_worker.worker.runs import Runs
 from broker_worker.worker.slots import Slots
 
@@ -65,7 +67,23 @@ class World:
             RetryPolicy(DEFAULTS.max_attempts, DEFAULTS.retry_delay, DEFAULTS.retry_max_delay),
             DEFAULTS.task_timeout,
         )
-        self.executor = Executor(limits=limits, threads=4, max_result_bytes=65536, random=draws.random)
+        self.resources = Resources(self.registry)
+        tools = Tools(
+            registry=self.registry,
+            checkpoints=self.store,
+            progress=self,
+            completion=lambda claim, result: Completion("SELECT", (claim.key, result)),
+            max_result_bytes=65536,
+        )
+        self.executor = Executor(
+            limits=limits,
+            threads=4,
+            tools=tools,
+            resources=self.resources,
+            tasks=self.store,
+            clock=self.clock,
+            random=draws.random,
+        )
         self.processor = Processor(
             registry=self.registry,
             rules=Rules(limits, DEFAULTS.max_body_bytes, ["default"], ()),
@@ -86,9 +104,13 @@ class World:
             emit=self.events.append,
         )
 
+    def report(self, claim: Claim, fraction: float, note: str) -> None:
+        """Take no note of progress."""
+
     @asynccontextmanager
     async def working(self) -> AsyncIterator[None]:
         await self.store.register()
+        await self.resources.open()
         relay = asyncio.create_task(self.relay.run())
         self.channel = self.broker.consume("default", self.intake.take, prefetch=self.concurrency)
         try:

@@ -8,14 +8,14 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from broker_worker import Context
+from broker_worker import SyncContext
 from broker_worker.message import Message, TaskId
 from examples.demo import handlers
 
 
-def context(task_id: str) -> Context:
+def context(task_id: str) -> SyncContext:
     message = Message(TaskId("default", "any", task_id), b"{}")
-    return Context(message, attempt=1, max_attempts=3, may_be_repeat=False, deadline=datetime.now(UTC))
+    return SyncContext(message, attempt=1, max_attempts=3, may_be_repeat=False, deadline=datetime.now(UTC))
 
 
 def test_every_handler_has_a_signature_that_can_be_used() -> None:
