@@ -34,7 +34,7 @@ SHOWN: list[tuple[Event, str, str]] = [
     (finished(Succeeded("{}")), "debug", "task succeeded"),
     (finished(Postponed(timedelta(seconds=5), FAILURE)), "warning", "attempt failed"),
     (finished(Dead(Reason.GAVE_UP, FAILURE)), "error", "task dead"),
-    (finished(Cancelled()), "debug", "task cancelled"),
+    (finished(Cancelled()), "info", "task cancelled"),
     (finished(Released()), "debug", "task released"),
     (finished(Succeeded(), is_recorded=False), "warning", "claim lost, outcome dropped"),
     (
