@@ -80,7 +80,7 @@ class Database:
         `reveal_url` is asked at each connect, so a rotated password is picked up.
         """
         connect_args = {
-            "async_creator_fn": _creator(reveal_url, application),
+            "async_creator_fn": connector(reveal_url, application),
             "prepared_statement_cache_size": 0,
             "prepared_statement_name_func": lambda: "",
         }
@@ -174,7 +174,9 @@ def split_url(url: str) -> str:
     return urlunsplit(parts._replace(query=urlencode(query)))
 
 
-def _creator(reveal_url: Callable[[], str], application: str) -> Callable[..., Any]:
+def connector(reveal_url: Callable[[], str], application: str) -> Callable[..., Any]:
+    """Make a function that opens one connection as all of ours are; it raises what the driver raises."""
+
     async def connect(*_args: object, **_kwargs: object) -> asyncpg.Connection:
         try:
             url = reveal_url()
