@@ -19,6 +19,7 @@ from broker_worker.message import TaskId
 from broker_worker.outgoing import LONGEST_DELAY, Kind, Outgoing, Owed, copy_outgoing
 from broker_worker.reply import reply_outgoing
 from broker_worker.step import Copy, Step
+from broker_worker.store.notices import notify_ended
 from broker_worker.store.rows import dump, dump_record
 from broker_worker.task import TERMINAL, Task, TaskState
 
@@ -61,7 +62,8 @@ async def apply(
     changed += made
     moved = [step for step in changed if step.before != step.after]
     if moved:
-        await _update(connection, schema, moved)
+        awaited = await _update(connection, schema, moved)
+        await notify_ended(connection, schema, [key for key in _ended(moved) if key in awaited])
     await _bodies(connection, schema, changed)
     await _attempts(connection, schema, changed)
     letters = [step.letter for step in changed if step.letter is not None]
@@ -107,7 +109,8 @@ async def _insert(connection: AsyncConnection, schema: str, steps: Sequence[Step
     return created
 
 
-async def _update(connection: AsyncConnection, schema: str, steps: Sequence[Step]) -> None:
+async def _update(connection: AsyncConnection, schema: str, steps: Sequence[Step]) -> set[int]:
+    """Write rows; the keys of those that somebody waits for."""
     statement = text(f"""
         UPDATE {schema}.tasks t SET
           state = n.state, attempt = n.attempt, max_attempts = n.max_attempts, epoch = n.epoch,
@@ -135,9 +138,9 @@ async def _update(connection: AsyncConnection, schema: str, steps: Sequence[Step
         ) AS n(key, state, attempt, max_attempts, epoch, worker, interruptions, poisonings, reemissions,
                has_body, cancel, reason, refused_at, not_after, deadline_at, error_type, error_message,
                keeps_error, due_in, keeps_due, starts, ends)
-        WHERE t.key = n.key""")
+        WHERE t.key = n.key RETURNING t.key, t.is_awaited""")
     rows = [step.after for step in steps]
-    await connection.execute(
+    written = await connection.execute(
         statement,
         {
             "keys": [row.key for row in rows],
@@ -164,6 +167,11 @@ async def _update(connection: AsyncConnection, schema: str, steps: Sequence[Step
             "ends": [row.state in TERMINAL for row in rows],
         },
     )
+    return {row.key for row in written if row.is_awaited}
+
+
+def _ended(steps: Sequence[Step]) -> list[int]:
+    return [step.after.key for step in steps if step.after.state in TERMINAL]
 
 
 def _keeps_due(step: Step) -> bool:

@@ -15,6 +15,7 @@ from broker_worker.reply import reply_outgoing
 from broker_worker.step import Claim, step_of_outcome
 from broker_worker.store.apply import apply, insert_outbox, reply_row
 from broker_worker.store.database import Database
+from broker_worker.store.notices import notify_ended
 from broker_worker.store.rows import COLUMNS, dump_record, to_task
 from broker_worker.task import Task, TaskState
 
@@ -57,11 +58,11 @@ class Outcomes:
                         AS n(key, epoch, result)
                       WHERE t.key = n.key AND t.epoch = n.epoch AND t.worker = :worker
                         AND t.state = 'running'
-                      RETURNING t.key
+                      RETURNING t.key, t.is_awaited
                     ), dropped AS (
                       DELETE FROM {self._schema}.payloads p USING done
                       WHERE p.task_key = done.key AND NOT CAST(:keeps AS boolean)
-                    ) SELECT key FROM done"""),
+                    ) SELECT key, is_awaited FROM done"""),
                 {
                     "worker": self._worker,
                     "keys": [ending.claim.key for ending in batch],
@@ -70,7 +71,8 @@ class Outcomes:
                     "keeps": self._keeps_payloads,
                 },
             )
-            done = {row.key for row in rows}
+            done = {row.key: row.is_awaited for row in rows}
+            await notify_ended(connection, self._schema, [key for key in done if done[key]])
             finished = [ending for ending in batch if ending.claim.key in done]
             if self._keeps_payloads:
                 await self._keep_payloads(connection, finished)
