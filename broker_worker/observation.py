@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import sys
 from collections.abc import Collection, Mapping
 
@@ -13,6 +12,7 @@ from broker_worker.telemetry.health import Check, Health, HealthServer, Probes
 from broker_worker.telemetry.log_subscriber import LogSubscriber
 from broker_worker.telemetry.logs import configure
 from broker_worker.telemetry.metrics import MetricsSubscriber
+from broker_worker.telemetry.watchdog import Watchdog
 
 
 class Observation:
@@ -29,7 +29,12 @@ class Observation:
             task_fields=_task_fields,
         )
         self.metrics = MetricsSubscriber(names=names, queues=tuple(settings.queues))
-        self.health = Health(redactor=redactor)
+        self._watchdog = Watchdog()
+        self.health = Health(
+            redactor=redactor,
+            standing=lambda: self._watchdog.standing,
+            blocked_loop_limit=settings.blocked_loop_limit,
+        )
         self.logs = LogSubscriber()
         self._is_up: dict[tuple[Check, str], bool] = {}
         self._server: HealthServer | None = None
@@ -45,11 +50,11 @@ class Observation:
         """
         if self._server is not None:
             self._server.start()
-        self.health.watch(asyncio.get_running_loop())
+        self._watchdog.start()
 
     def stop(self) -> None:
-        """End the probes."""
-        self.health.unwatch()
+        """End the probes and the watch."""
+        self._watchdog.stop()
         if self._server is not None:
             self._server.stop()
 

@@ -191,6 +191,9 @@ class Settings(BaseSettings):
         Address("0.0.0.0", 8080),  # noqa: S104 - probes come from outside the container
         description="probes and metrics, never task data; off disables",
     )
+    blocked_loop_limit: Annotated[timedelta, duration(SECOND)] = Field(
+        30 * SECOND, description="how long a handler may block the event loop before /livez fails"
+    )
     log_level: Annotated[LogLevel, choice(LogLevel)] = Field(
         LogLevel.INFO, description="least severity shown"
     )

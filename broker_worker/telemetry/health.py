@@ -10,7 +10,6 @@ import asyncio
 import json
 import socket
 import threading
-import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -22,8 +21,6 @@ from typing import Self
 from broker_worker.errors import ConfigurationError
 from broker_worker.telemetry.redaction import Redactor
 
-BEAT = timedelta(seconds=0.5)
-STALLED_AFTER = timedelta(seconds=30)  # a handler that blocks the loop for less only delays its neighbours
 MAX_CONNECTIONS = 16  # probes need two or three
 MAX_HEAD_BYTES = 8 * 1024
 PATIENCE = timedelta(seconds=5)  # for all of one connection: request, response, end
@@ -58,18 +55,17 @@ class Health:
         self,
         *,
         redactor: Redactor | None = None,
-        monotonic: Callable[[], float] = time.monotonic,
-        stalled_after: timedelta = STALLED_AFTER,
+        standing: Callable[[], timedelta] = timedelta,
+        blocked_loop_limit: timedelta,
     ) -> None:
+        """`standing` says for how long the event loop has stood: what lives stands within the limit."""
         self._redactor = redactor or Redactor()
-        self._monotonic = monotonic
-        self._stalled_after = stalled_after
+        self._standing = standing
+        self._blocked_loop_limit = blocked_loop_limit
         self._lock = threading.Lock()
         self._states = {check: CheckState(ok=False, detail="not known yet") for check in Check}
         self._states[Check.DRAINING] = CheckState(ok=True)
         self._has_started = False
-        self._last_turn = monotonic()
-        self._next_beat: asyncio.TimerHandle | None = None
 
     def set(self, check: Check, *, ok: bool, detail: str = "") -> None:
         """Say how one check stands, and why in a few words that may be public."""
@@ -81,20 +77,10 @@ class Health:
         """Let the startup probe pass: settings and handlers are good. Servers may still be away."""
         self._has_started = True
 
-    def watch(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Take note, twice a second from now on, that `loop` turns."""
-        self._last_turn = self._monotonic()
-        self._next_beat = loop.call_later(BEAT.total_seconds(), self.watch, loop)
-
-    def unwatch(self) -> None:
-        """End `watch`; call it on that loop."""
-        if self._next_beat is not None:
-            self._next_beat.cancel()
-
     @property
     def is_alive(self) -> bool:
-        """Whether the watched loop turned lately. Nothing else: a broker that is away needs no restart."""
-        return self._monotonic() - self._last_turn <= self._stalled_after.total_seconds()
+        """Whether the event loop turned lately. Nothing else: a broker that is away needs no restart."""
+        return self._standing() <= self._blocked_loop_limit
 
     @property
     def has_started(self) -> bool:

@@ -28,6 +28,7 @@ WIRE = ("aiormq", "aio_pika", "pamqp")
 REPETITIONS = ("error when creating transport: %r",)
 RESERVED = frozenset({"timestamp", "level", "message", "event", "logger", "exception"})
 LIBRARY = frozenset(logging.makeLogRecord({}).__dict__) | {"message", "asctime", "taskName"}
+MANY_LINES = ("exception", "stack")
 FIRST = ("timestamp", "level", "message", "logger", "task", "task_id", "trace_id")  # the others as they come
 
 Fields = Mapping[str, object]
@@ -128,7 +129,7 @@ def render_json(_: object, __: str, event: MutableMapping[str, object]) -> str:
 
 
 class Console:
-    """Writes a line for a person; only a traceback has more than one, each of them indented."""
+    """Writes a line for a person; only a traceback or a stack has more than one, each of them indented."""
 
     def __init__(self, *, has_colors: bool) -> None:
         self._renderer = structlog.dev.ConsoleRenderer(
@@ -141,9 +142,10 @@ class Console:
     def __call__(self, logger: object, method: str, event: MutableMapping[str, object]) -> str:
         """Be the last structlog processor of the handler's formatter."""
         shown = {escaped(name): _escaped_value(value) for name, value in event.items()}
-        traceback = event.get("exception")
-        if isinstance(traceback, str):
-            shown["exception"] = "\n".join(f"    {escaped(line)}" for line in traceback.split("\n"))
+        for name in MANY_LINES:
+            text = event.get(name)
+            if isinstance(text, str):
+                shown[name] = "\n".join(f"    {escaped(line)}" for line in text.split("\n"))
         return str(self._renderer(logger, method, shown))
 
 
