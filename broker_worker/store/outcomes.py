@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from uuid import UUID
 
@@ -29,7 +29,7 @@ class Ending:
 
 
 class Outcomes:
-    """Records batches of outcomes; the answer for each is whether it is written, now or before."""
+    """Records batches of outcomes; answers with what each row shows now, `None` where the claim is lost."""
 
     def __init__(
         self,
@@ -45,7 +45,7 @@ class Outcomes:
         self._owed = owed
         self._keeps_payloads = keeps_payloads
 
-    async def commit_successes(self, batch: Sequence[Ending]) -> list[bool]:
+    async def commit_successes(self, batch: Sequence[Ending]) -> list[Outcome | None]:
         """One statement for all; its fence is the claim, its update touches no indexed column."""
         async with self._database.transaction() as connection:
             rows = await connection.execute(
@@ -80,9 +80,9 @@ class Outcomes:
             missed = [ending.claim for ending in batch if ending.claim.key not in done]
             mine = await self._written_before(connection, missed)
         self._owed(owed)
-        return [ending.claim.key in done or ending.claim.key in mine for ending in batch]
+        return [ending.outcome if ending.claim.key in done else _shown(ending, mine) for ending in batch]
 
-    async def commit_others(self, batch: Sequence[Ending]) -> list[bool]:
+    async def commit_others(self, batch: Sequence[Ending]) -> list[Outcome | None]:
         """Any other outcome: the row locked under its fence, then what the outcome writes."""
         async with self._database.transaction() as connection:
             rows = await connection.execute(
@@ -107,18 +107,24 @@ class Outcomes:
             missed = [ending.claim for ending in batch if ending.claim.key not in row_by_key]
             mine = await self._written_before(connection, missed)
         self._owed(applied.owed)
-        return [ending.claim.key in row_by_key or ending.claim.key in mine for ending in batch]
+        return [
+            ending.outcome if ending.claim.key in row_by_key else _shown(ending, mine) for ending in batch
+        ]
 
-    async def _written_before(self, connection: AsyncConnection, claims: Sequence[Claim]) -> set[int]:
-        """Find the claims whose outcome is there already: an earlier try whose reply was lost.
+    async def _written_before(
+        self, connection: AsyncConnection, claims: Sequence[Claim]
+    ) -> dict[int, TaskState]:
+        """Find the claims whose outcome is there already, and the state that it led to.
 
+        It is of an earlier try whose reply was lost, or of the handler's own transaction.
         Its row still shows our epoch and worker; after a takeover or a replay it would not.
         """
         if not claims:
-            return set()
+            return {}
         rows = await connection.execute(
             text(f"""
-                SELECT t.key FROM unnest(CAST(:keys AS bigint[]), CAST(:epochs AS int[])) AS n(key, epoch)
+                SELECT t.key, t.state
+                FROM unnest(CAST(:keys AS bigint[]), CAST(:epochs AS int[])) AS n(key, epoch)
                 JOIN {self._schema}.tasks t ON t.key = n.key AND t.epoch = n.epoch
                 WHERE t.worker = :worker AND t.state <> 'running'"""),
             {
@@ -127,7 +133,7 @@ class Outcomes:
                 "epochs": [claim.epoch for claim in claims],
             },
         )
-        return {row.key for row in rows}
+        return {row.key: TaskState(row.state) for row in rows}
 
     async def _keep_payloads(self, connection: AsyncConnection, finished: Sequence[Ending]) -> None:
         await connection.execute(
@@ -151,6 +157,17 @@ class Outcomes:
                 answer = reply_outgoing(_succeeded(row), failure=None, result=_result(ending.outcome))
                 rows.append(reply_row(row.key, answer))
         return await insert_outbox(connection, self._schema, rows, worker=self._worker)
+
+
+def _shown(ending: Ending, before: Mapping[int, TaskState]) -> Outcome | None:
+    """What the row of an ending shows that was not written now."""
+    match before.get(ending.claim.key):
+        case None:
+            return None
+        case TaskState.SUCCEEDED:
+            return Succeeded()
+        case _:
+            return ending.outcome
 
 
 def _succeeded(row: Task) -> Task:

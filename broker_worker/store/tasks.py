@@ -73,9 +73,10 @@ class TaskStore:
                 return met
             await asyncio.sleep(LOCKED_ELSEWHERE_PAUSE)
 
-    async def record(self, claim: Claim, outcome: Outcome) -> bool:
-        """Commit an outcome and all it owes; `False` if the claim is lost and nothing was written.
+    async def record(self, claim: Claim, outcome: Outcome) -> Outcome | None:
+        """Commit an outcome and all it owes; `None` if the claim is lost and nothing was written.
 
+        Answers with what the row shows now: `outcome`, or a success that was there before.
         Repeating it is safe, and how a lost reply is resolved.
 
         Raises:

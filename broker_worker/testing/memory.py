@@ -104,19 +104,29 @@ class MemoryStore:
             self._owed(self._database.keep(letter, worker=self._worker))
         return self._remember(decision, row or new_row(arrival), arrival, delivery)
 
-    async def record(self, claim: Claim, outcome: Outcome) -> bool:
+    async def record(self, claim: Claim, outcome: Outcome) -> Outcome | None:
         found = self._database.tasks.get(claim.row.id)
         if found is None:
-            return False
+            return None
         row = found.task
         if (row.key, row.epoch, row.worker) != (claim.key, claim.epoch, self._worker):
-            return False
+            return None
+        if row.state is TaskState.SUCCEEDED:
+            return Succeeded()
         if row.state is TaskState.RUNNING:  # else it is there already: an earlier try
             result = outcome.result if isinstance(outcome, Succeeded) else None
             self._apply(step_of_outcome(claim, outcome, row), result)
             if isinstance(outcome, Succeeded):
                 found.message = claim.message if self._keeps_payloads else None
-        return True
+        return outcome
+
+    async def is_completed(self, claim: Claim) -> bool:
+        found = self._database.tasks.get(claim.row.id)
+        if found is None:
+            return False
+        row = found.task
+        mine = (row.key, row.epoch, row.worker) == (claim.key, claim.epoch, self._worker)
+        return mine and row.state is TaskState.SUCCEEDED
 
     async def bury(self, letter: DeadLetter, *, is_published: bool = False) -> None:
         self._owed(self._database.keep(letter, worker=self._worker, is_published=is_published))

@@ -209,11 +209,11 @@ class Daemon:
 
     async def _release_one(self, run: Run) -> None:
         try:
-            is_recorded = await self._tasks.record(run.claim, run.outcome or Released())
+            recorded = await self._tasks.record(run.claim, run.outcome or Released())
         except Exception as error:  # noqa: BLE001 - the others are released; this one is taken over
             return self._emit(ServiceFailed("release", error))
         delivery = self._runs.forget(run.claim)
-        if is_recorded and delivery is not None:
+        if recorded is not None and delivery is not None:
             await delivery.ack()
         return None
 

@@ -653,10 +653,29 @@ async def test_an_outcome_after_another_of_the_same_claim_changes_nothing(
     await worker.record(claim, Released())
     row = await world.row(TASK)
 
-    assert await worker.record(claim, second)
+    assert await worker.record(claim, second) == second
 
     assert await world.row(TASK) == row
     assert len(worker.owed) == 1
+
+
+@pytest.mark.parametrize(
+    "second",
+    [FAILED, Dead(Reason.GAVE_UP, FAILURE), Released(), Cancelled()],
+    ids=lambda outcome: type(outcome).__name__,
+)
+async def test_an_outcome_after_a_success_of_the_same_claim_is_answered_with_the_success(
+    world: World, second: Outcome
+) -> None:
+    worker = await world.join()
+    claim = await worker.claim(MESSAGE)
+    await worker.record(claim, Succeeded("1"))
+    row = await world.row(TASK)
+
+    assert await worker.record(claim, second) == Succeeded()
+
+    assert await world.row(TASK) == row
+    assert (await world.result(TASK), await world.attempts(TASK), worker.owed) == ("1", [], [])
 
 
 # --- what only a real database can do --------------------------------------------------
@@ -676,7 +695,7 @@ async def test_one_outcome_that_can_not_be_stored_does_not_fail_its_neighbours(
     )
 
     assert isinstance(answers[2], StoreDataError)
-    assert [answer for answer in answers if answer is True] == [True] * 4
+    assert [answer for answer in answers if answer is FAILED] == [FAILED] * 4
     assert (await postgres.row(claims[2].row.id)).state is TaskState.RUNNING
 
 
@@ -694,7 +713,7 @@ async def test_one_success_that_can_not_be_stored_does_not_fail_its_neighbours(
         return_exceptions=True,
     )
 
-    assert [type(answer) for answer in answers] == [bool, StoreDataError, bool]
+    assert [type(answer) for answer in answers] == [Succeeded, StoreDataError, Succeeded]
 
 
 async def test_one_arrival_that_can_not_be_stored_does_not_fail_its_neighbours(

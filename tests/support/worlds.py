@@ -109,10 +109,10 @@ class Worker:
         assert await self.record(claim, outcome)
         return claim
 
-    async def record(self, claim: Claim, outcome: Outcome) -> bool:
-        is_recorded = await self.tasks.record(claim, outcome)
+    async def record(self, claim: Claim, outcome: Outcome) -> Outcome | None:
+        recorded = await self.tasks.record(claim, outcome)
         self.runs.forget(claim)
-        return is_recorded
+        return recorded
 
     def lose_reply(self, number: int = 1) -> None:
         """Let the next commit happen (or a later one, by number), and its reply be lost."""
@@ -220,11 +220,11 @@ class LosingMemoryStore(MemoryStore):
             raise StoreUnavailableError("the reply was lost")
         return met
 
-    async def record(self, claim: Claim, outcome: Outcome) -> bool:
-        is_recorded = await super().record(claim, outcome)
+    async def record(self, claim: Claim, outcome: Outcome) -> Outcome | None:
+        recorded = await super().record(claim, outcome)
         if self._loses():
             raise StoreUnavailableError("the reply was lost")
-        return is_recorded
+        return recorded
 
     def _loses(self) -> bool:
         self.loses_in -= 1

@@ -86,12 +86,12 @@ async def test_a_run_that_can_not_be_released_keeps_no_other_from_it_and_ends_no
     end = End()
     released: list[int] = []
 
-    async def record(claim: Claim, outcome: Outcome) -> bool:
+    async def record(claim: Claim, outcome: Outcome) -> Outcome | None:
         if claim.key == 1:
             raise RuntimeError("a bug")
         await asyncio.sleep(0.1)
         released.append(claim.key)
-        return True
+        return outcome
 
     end.store.record = record  # type: ignore[method-assign]
     for key in (1, 2, 3):

@@ -231,7 +231,7 @@ async def test_an_outcome_is_held_until_the_store_is_back_and_the_handler_is_not
     record = here.store.record
     failures = iter(range(100))
 
-    async def away(claim: Claim, outcome: Outcome) -> bool:
+    async def away(claim: Claim, outcome: Outcome) -> Outcome | None:
         if next(failures) < 50:
             raise StoreUnavailableError("away")
         return await record(claim, outcome)
@@ -256,7 +256,7 @@ async def test_a_result_that_the_store_refuses_ends_as_a_dead_letter_and_not_in_
     record = here.store.record
     refusals = iter([StoreDataError("22P02: invalid")])
 
-    async def refuse_once(claim: Claim, outcome: Outcome) -> bool:
+    async def refuse_once(claim: Claim, outcome: Outcome) -> Outcome | None:
         for error in refusals:
             raise error
         return await record(claim, outcome)
@@ -284,7 +284,7 @@ async def test_an_outcome_survives_an_error_that_nobody_foresaw() -> None:
     record = here.store.record
     bugs = iter([RuntimeError("a bug"), RuntimeError("again")])
 
-    async def fail_twice(claim: Claim, outcome: Outcome) -> bool:
+    async def fail_twice(claim: Claim, outcome: Outcome) -> Outcome | None:
         for error in bugs:
             raise error
         return await record(claim, outcome)
