@@ -82,7 +82,12 @@ class App:
         self.signals = Signals()
         self.runs = Runs()
         self.limits = Limits(
-            RetryPolicy(settings.max_attempts, settings.retry_delay, settings.retry_max_delay),
+            RetryPolicy(
+                settings.max_attempts,
+                settings.retry_delay,
+                settings.retry_max_delay,
+                settings.retry_jitter,
+            ),
             settings.task_timeout,
         )
         self._build_stores()

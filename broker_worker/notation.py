@@ -84,6 +84,17 @@ def whole(least: int, most: int) -> Notation:
     )
 
 
+def fraction() -> Notation:
+    """A part of a whole, 0 to 1."""
+
+    def parse(text: str) -> float:
+        if re.fullmatch(r"0(\.[0-9]{1,6})?|1(\.0{1,6})?", text) is None:
+            raise ValueError("not a fraction")
+        return float(text)
+
+    return Notation("a number from 0 to 1", parse, lambda value: f"{value:g}")
+
+
 def choice(kind: type[StrEnum]) -> Notation:
     """One of the values of `kind`."""
     return Notation(" or ".join(kind), lambda text: kind(text.lower()))

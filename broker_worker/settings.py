@@ -25,6 +25,7 @@ from broker_worker.notation import (
     Notation,
     choice,
     duration,
+    fraction,
     pattern,
     retention,
     several,
@@ -120,6 +121,9 @@ class Settings(BaseSettings):
     )
     retry_max_delay: Annotated[timedelta, duration()] = Field(
         timedelta(hours=1), description="where the doubling ends"
+    )
+    retry_jitter: Annotated[float, fraction()] = Field(
+        0.5, description="the part of each wait that is drawn, so that what failed together comes back apart"
     )
     task_timeout: Annotated[timedelta, duration(MILLISECOND)] = Field(
         timedelta(minutes=10), description="longest run of one attempt, where its handler sets none"
