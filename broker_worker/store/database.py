@@ -73,14 +73,21 @@ class Database:
 
     @classmethod
     def open(
-        cls, reveal_url: Callable[[], str], *, schema: str, pool_size: int, application: str = "broker_worker"
+        cls,
+        reveal_url: Callable[[], str],
+        *,
+        schema: str,
+        pool_size: int,
+        application: str = "broker_worker",
+        command_timeout: timedelta | None = COMMAND_TIMEOUT,
     ) -> Database:
         """Prepare a pool of at most `pool_size` connections; none is made yet.
 
-        `reveal_url` is asked at each connect, so a rotated password is picked up.
+        `reveal_url` is asked at each connect, so a rotated password is picked up. Without a
+        `command_timeout` the client waits for ever: for statements whose end another sees to.
         """
         connect_args = {
-            "async_creator_fn": connector(reveal_url, application),
+            "async_creator_fn": connector(reveal_url, application, command_timeout),
             "prepared_statement_cache_size": 0,
             "prepared_statement_name_func": lambda: "",
         }
@@ -94,6 +101,10 @@ class Database:
             hide_parameters=True,
         )
         return cls(engine, schema)
+
+    def connect(self) -> AsyncConnection:
+        """Offer a connection without limits, whose errors are the driver's; the caller begins and closes."""
+        return self._engine.connect()
 
     @contextlib.asynccontextmanager
     async def transaction(self) -> AsyncIterator[AsyncConnection]:
@@ -174,7 +185,9 @@ def split_url(url: str) -> str:
     return urlunsplit(parts._replace(query=urlencode(query)))
 
 
-def connector(reveal_url: Callable[[], str], application: str) -> Callable[..., Any]:
+def connector(
+    reveal_url: Callable[[], str], application: str, command_timeout: timedelta | None = COMMAND_TIMEOUT
+) -> Callable[..., Any]:
     """Make a function that opens one connection as all of ours are; it raises what the driver raises."""
 
     async def connect(*_args: object, **_kwargs: object) -> asyncpg.Connection:
@@ -186,7 +199,7 @@ def connector(reveal_url: Callable[[], str], application: str) -> Callable[..., 
             return await asyncpg.connect(
                 split_url(url),
                 timeout=CONNECT_TIMEOUT.total_seconds(),
-                command_timeout=COMMAND_TIMEOUT.total_seconds(),
+                command_timeout=command_timeout.total_seconds() if command_timeout else None,
                 statement_cache_size=0,
                 server_settings={"application_name": application},
             )

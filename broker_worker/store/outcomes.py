@@ -10,7 +10,7 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from broker_worker.outcome import Outcome, Succeeded
-from broker_worker.outgoing import Owed
+from broker_worker.outgoing import Outgoing, Owed
 from broker_worker.reply import reply_outgoing
 from broker_worker.step import Claim, step_of_outcome
 from broker_worker.store.apply import apply, insert_outbox, reply_row
@@ -19,6 +19,8 @@ from broker_worker.store.notices import notify_ended
 from broker_worker.store.rows import COLUMNS, dump_record, to_task
 from broker_worker.task import Task, TaskState
 
+MARK = "broker_worker.claim"  # a setting of the server's, local to the transaction of a handler
+
 
 @dataclass(frozen=True, slots=True)
 class Ending:
@@ -26,6 +28,88 @@ class Ending:
 
     claim: Claim
     outcome: Outcome
+
+
+class Successes:
+    """What successes write, within a transaction of the caller's."""
+
+    def __init__(self, schema: str, *, worker: UUID, keeps_payloads: bool) -> None:
+        self._schema = schema
+        self._worker = worker
+        self._keeps_payloads = keeps_payloads
+
+    async def finish(
+        self, connection: AsyncConnection, batch: Sequence[Ending], *, within: str | None = None
+    ) -> set[int]:
+        """Finish the rows whose claim still holds, by one statement that touches no indexed column.
+
+        `within` is what the transaction has set as `MARK`: where that is gone, no row is. Returns the keys.
+        """
+        rows = await connection.execute(
+            text(f"""
+                WITH done AS (
+                  UPDATE {self._schema}.tasks t SET state = 'succeeded', finished_at = now(),
+                    result = CAST(n.result AS json), has_body = false, reason = NULL,
+                    error_type = NULL, error_message = NULL
+                  FROM unnest(CAST(:keys AS bigint[]), CAST(:epochs AS int[]), CAST(:results AS text[]))
+                    AS n(key, epoch, result)
+                  WHERE t.key = n.key AND t.epoch = n.epoch AND t.worker = :worker AND t.state = 'running'
+                    AND (CAST(:within AS text) IS NULL OR current_setting('{MARK}', true) = :within)
+                  RETURNING t.key, t.is_awaited
+                ), dropped AS (
+                  DELETE FROM {self._schema}.payloads p USING done
+                  WHERE p.task_key = done.key AND NOT CAST(:keeps AS boolean)
+                ) SELECT key, is_awaited FROM done"""),
+            {
+                "worker": self._worker,
+                "keys": [ending.claim.key for ending in batch],
+                "epochs": [ending.claim.epoch for ending in batch],
+                "results": [_result(ending.outcome) for ending in batch],
+                "keeps": self._keeps_payloads,
+                "within": within,
+            },
+        )
+        done = {row.key: row.is_awaited for row in rows}
+        await notify_ended(connection, self._schema, [key for key in done if done[key]])
+        return set(done)
+
+    async def is_claimed(self, connection: AsyncConnection, claim: Claim) -> bool:
+        """Say whether a success could be written now; takes no lock."""
+        rows = await connection.execute(
+            text(f"""
+                SELECT 1 FROM {self._schema}.tasks
+                WHERE key = :key AND epoch = :epoch AND worker = :worker AND state = 'running'"""),
+            {"key": claim.key, "epoch": claim.epoch, "worker": self._worker},
+        )
+        return rows.first() is not None
+
+    async def owe(self, connection: AsyncConnection, finished: Sequence[Ending]) -> list[Owed]:
+        """Write what successes leave beside their rows: bodies that are kept, and messages to publish."""
+        if self._keeps_payloads:
+            await self._keep_payloads(connection, finished)
+        return await self._owe_replies(connection, finished)
+
+    async def _keep_payloads(self, connection: AsyncConnection, finished: Sequence[Ending]) -> None:
+        await connection.execute(
+            text(f"""
+                INSERT INTO {self._schema}.payloads (task_key, body, properties)
+                SELECT key, body, CAST(properties AS json) FROM unnest(
+                  CAST(:keys AS bigint[]), CAST(:bodies AS bytea[]), CAST(:properties AS text[])
+                ) AS n(key, body, properties) ON CONFLICT DO NOTHING"""),
+            {
+                "keys": [ending.claim.key for ending in finished],
+                "bodies": [ending.claim.message.body for ending in finished],
+                "properties": [dump_record(ending.claim.message) for ending in finished],
+            },
+        )
+
+    async def _owe_replies(self, connection: AsyncConnection, finished: Sequence[Ending]) -> list[Owed]:
+        rows = []
+        for ending in finished:
+            row = ending.claim.row
+            if row.reply_to is not None:
+                rows.append(reply_row(row.key, success_reply(row, _result(ending.outcome))))
+        return await insert_outbox(connection, self._schema, rows, worker=self._worker)
 
 
 class Outcomes:
@@ -43,40 +127,15 @@ class Outcomes:
         self._schema = database.schema
         self._worker = worker
         self._owed = owed
-        self._keeps_payloads = keeps_payloads
+        self._successes = Successes(database.schema, worker=worker, keeps_payloads=keeps_payloads)
 
     async def commit_successes(self, batch: Sequence[Ending]) -> list[Outcome | None]:
-        """One statement for all; its fence is the claim, its update touches no indexed column."""
+        """Finish all rows by one statement, and write what the finished ones owe."""
         async with self._database.transaction() as connection:
-            rows = await connection.execute(
-                text(f"""
-                    WITH done AS (
-                      UPDATE {self._schema}.tasks t SET state = 'succeeded', finished_at = now(),
-                        result = CAST(n.result AS json), has_body = false, reason = NULL,
-                        error_type = NULL, error_message = NULL
-                      FROM unnest(CAST(:keys AS bigint[]), CAST(:epochs AS int[]), CAST(:results AS text[]))
-                        AS n(key, epoch, result)
-                      WHERE t.key = n.key AND t.epoch = n.epoch AND t.worker = :worker
-                        AND t.state = 'running'
-                      RETURNING t.key, t.is_awaited
-                    ), dropped AS (
-                      DELETE FROM {self._schema}.payloads p USING done
-                      WHERE p.task_key = done.key AND NOT CAST(:keeps AS boolean)
-                    ) SELECT key, is_awaited FROM done"""),
-                {
-                    "worker": self._worker,
-                    "keys": [ending.claim.key for ending in batch],
-                    "epochs": [ending.claim.epoch for ending in batch],
-                    "results": [_result(ending.outcome) for ending in batch],
-                    "keeps": self._keeps_payloads,
-                },
+            done = await self._successes.finish(connection, batch)
+            owed = await self._successes.owe(
+                connection, [ending for ending in batch if ending.claim.key in done]
             )
-            done = {row.key: row.is_awaited for row in rows}
-            await notify_ended(connection, self._schema, [key for key in done if done[key]])
-            finished = [ending for ending in batch if ending.claim.key in done]
-            if self._keeps_payloads:
-                await self._keep_payloads(connection, finished)
-            owed = await self._owe_replies(connection, finished)
             missed = [ending.claim for ending in batch if ending.claim.key not in done]
             mine = await self._written_before(connection, missed)
         self._owed(owed)
@@ -135,29 +194,6 @@ class Outcomes:
         )
         return {row.key: TaskState(row.state) for row in rows}
 
-    async def _keep_payloads(self, connection: AsyncConnection, finished: Sequence[Ending]) -> None:
-        await connection.execute(
-            text(f"""
-                INSERT INTO {self._schema}.payloads (task_key, body, properties)
-                SELECT key, body, CAST(properties AS json) FROM unnest(
-                  CAST(:keys AS bigint[]), CAST(:bodies AS bytea[]), CAST(:properties AS text[])
-                ) AS n(key, body, properties) ON CONFLICT DO NOTHING"""),
-            {
-                "keys": [ending.claim.key for ending in finished],
-                "bodies": [ending.claim.message.body for ending in finished],
-                "properties": [dump_record(ending.claim.message) for ending in finished],
-            },
-        )
-
-    async def _owe_replies(self, connection: AsyncConnection, finished: Sequence[Ending]) -> list[Owed]:
-        rows = []
-        for ending in finished:
-            row = ending.claim.row
-            if row.reply_to is not None:
-                answer = reply_outgoing(_succeeded(row), failure=None, result=_result(ending.outcome))
-                rows.append(reply_row(row.key, answer))
-        return await insert_outbox(connection, self._schema, rows, worker=self._worker)
-
 
 def _shown(ending: Ending, before: Mapping[int, TaskState]) -> Outcome | None:
     """What the row of an ending shows that was not written now."""
@@ -170,8 +206,9 @@ def _shown(ending: Ending, before: Mapping[int, TaskState]) -> Outcome | None:
             return ending.outcome
 
 
-def _succeeded(row: Task) -> Task:
-    return replace(row, state=TaskState.SUCCEEDED)
+def success_reply(row: Task, result: str | None) -> Outgoing:
+    """Build the answer to the publisher of a task that ends well now."""
+    return reply_outgoing(replace(row, state=TaskState.SUCCEEDED), failure=None, result=result)
 
 
 def _result(outcome: Outcome) -> str | None:

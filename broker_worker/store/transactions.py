@@ -1,0 +1,246 @@
+"""A handler's own transaction, which ends with the outcome: both are committed, or neither is.
+
+The handler works in a session on a connection of a pool of its own. When it returns, what
+it owes and then its row are written on the same connection, and one commit ends both. The
+row is written last and fenced by the claim, so that no other waits for its lock meanwhile;
+and by a setting that lives as long as the transaction, so that one which the handler
+has ended by hand is found out. Nothing is tried again here: after a commit whose reply
+was lost, the row says what is true to whoever records the next outcome of this claim.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Callable
+from datetime import timedelta
+from typing import NoReturn
+from uuid import UUID
+
+from asyncpg.exceptions import InterfaceError as DriverInterfaceError
+from asyncpg.exceptions import PostgresError as DriverError
+from sqlalchemy import text
+from sqlalchemy.exc import DBAPIError, SQLAlchemyError
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession, AsyncTransaction
+
+from broker_worker.errors import (
+    BrokerWorkerError,
+    ClaimLostError,
+    CommitUnknownError,
+    StoreUnavailableError,
+)
+from broker_worker.outcome import Succeeded
+from broker_worker.outgoing import Owed
+from broker_worker.step import Claim
+from broker_worker.store.database import COMMAND_TIMEOUT, Database, first_line, sqlstate, unavailability
+from broker_worker.store.outcomes import MARK, Ending, Successes
+
+MARGIN = timedelta(seconds=10)  # beyond the handler's time: the worker ends it first, and Postgres if not
+LONGEST_LIMIT = timedelta(days=24)  # Postgres counts milliseconds in 32 bits
+DOUBT = timedelta(seconds=15)  # for which Postgres keeps a transaction whose commit does not come
+ROLLBACK_WAIT = 5.0  # seconds; then the connection is closed instead
+
+# SQLSTATEs of an ending connection: 08, the server's own end, and a transaction that idled for too long
+LOST_CLASSES = ("08", "57P")
+IDLED = "25P03"
+# whatever the driver raises; a lost connection may show as an error of the operating system
+FAULTS = (SQLAlchemyError, DriverError, DriverInterfaceError, OSError)
+
+_MILLISECOND = timedelta(milliseconds=1)
+
+
+class NotYoursToEndError(BrokerWorkerError):
+    """A handler tried to end the transaction in which the worker records its outcome."""
+
+
+class HandlerEndedTransactionError(BrokerWorkerError):
+    """A handler's transaction was over before the handler was."""
+
+
+class HandlerSession(AsyncSession):
+    """A session on the worker's transaction: everything but its end is the handler's."""
+
+    async def commit(self) -> NoReturn:
+        """Refuse: the worker commits."""
+        self._refuse("commit")
+
+    async def rollback(self) -> NoReturn:
+        """Refuse: an exception rolls back."""
+        self._refuse("rollback")
+
+    async def close(self) -> NoReturn:
+        """Refuse: the worker closes."""
+        self._refuse("close")
+
+    async def reset(self) -> NoReturn:
+        """Refuse: it would roll back."""
+        self._refuse("reset")
+
+    async def invalidate(self) -> NoReturn:
+        """Refuse: it would roll back."""
+        self._refuse("invalidate")
+
+    def begin(self) -> NoReturn:
+        """Refuse: the transaction has begun."""
+        self._refuse("begin")
+
+    def _refuse(self, method: str) -> NoReturn:
+        raise NotYoursToEndError(
+            f"{method}() is not for a handler's session: the worker commits when the handler returns; "
+            "raise to roll back; use begin_nested() for a savepoint"
+        )
+
+
+class Transaction:
+    """One handler's; satisfies `ports.HandlerTransaction`."""
+
+    def __init__(
+        self,
+        connection: AsyncConnection,
+        transaction: AsyncTransaction,
+        *,
+        claim: Claim,
+        fence: str,
+        successes: Successes,
+        owed: Callable[[list[Owed]], None],
+    ) -> None:
+        self._connection = connection
+        self._transaction = transaction
+        self._claim = claim
+        self._fence = fence
+        self._successes = successes
+        self._owed = owed
+        self._session = HandlerSession(connection, join_transaction_mode="rollback_only")
+
+    @property
+    def session(self) -> AsyncSession:
+        return self._session
+
+    async def save(self, state: str) -> None:  # noqa: ARG002 - the port's; see below
+        """See that the claim still holds, and keep nothing.
+
+        A checkpoint is for the next attempt. This one would be committed with the task's
+        success, after which there is none; and its row would hold a lock on the task meanwhile.
+
+        Raises:
+            ClaimLostError: the attempt is not ours any more.
+        """
+        if not await self._successes.is_claimed(self._connection, self._claim):
+            raise ClaimLostError("the attempt is not this worker's any more")
+
+    async def commit(self, outcome: Succeeded) -> None:
+        """Flush, write what is owed and the outcome, and commit.
+
+        Raises:
+            ClaimLostError: the attempt is not ours any more; nothing is committed.
+            HandlerEndedTransactionError: the transaction was over before; what the handler
+                committed by hand stays, its outcome is not recorded.
+            CommitUnknownError: the connection was lost; recording any outcome shows what is true.
+            SQLAlchemyError: what the handler wrote was refused, now or at the commit.
+        """
+        try:
+            owed = await self._write(Ending(self._claim, outcome))
+            await self._transaction.commit()
+        except FAULTS as error:
+            if _is_connection_lost(error):
+                raise CommitUnknownError(f"the connection was lost: {first_line(error)}") from error
+            raise
+        self._owed(owed)
+
+    async def _write(self, ending: Ending) -> list[Owed]:
+        await self._session.flush()
+        await self._check_is_ours()
+        owed = await self._successes.owe(self._connection, [ending])
+        if not await self._successes.finish(self._connection, [ending], within=self._fence):
+            raise ClaimLostError("the attempt is not this worker's any more: its transaction is rolled back")
+        return owed
+
+    async def _check_is_ours(self) -> None:
+        """See that the transaction is still the one that was begun; from here on it may not idle."""
+        if self._transaction.is_active:
+            rows = await self._connection.execute(
+                text(f"""
+                    SELECT current_setting('{MARK}', true) = :fence,
+                      set_config('idle_in_transaction_session_timeout', :doubt, true)"""),
+                {"fence": self._fence, "doubt": str(DOUBT // _MILLISECOND)},
+            )
+            if rows.one()[0]:
+                return
+        raise HandlerEndedTransactionError(
+            "the transaction was over before the handler returned: it was committed or rolled back past the "
+            "session, or an error of a flush was swallowed outside begin_nested()"
+        )
+
+    async def roll_back(self) -> None:
+        """Roll back what is not committed, and leave the connection fit for the next; never raises."""
+        try:
+            async with asyncio.timeout(ROLLBACK_WAIT):
+                await AsyncSession.close(self._session)
+                await self._connection.rollback()
+        except FAULTS:
+            await self._connection.invalidate()
+
+
+class Transactions:
+    """Opens transactions for handlers; satisfies `ports.Transactions`."""
+
+    def __init__(
+        self,
+        database: Database,
+        *,
+        worker: UUID,
+        owed: Callable[[list[Owed]], None],
+        keeps_payloads: bool,
+    ) -> None:
+        """Take a `database` of their own, opened without a `command_timeout`; `owed` as for `TaskStore`."""
+        self._database = database
+        self._owed = owed
+        self._successes = Successes(database.schema, worker=worker, keeps_payloads=keeps_payloads)
+
+    @contextlib.asynccontextmanager
+    async def open(self, claim: Claim, *, limit: timedelta) -> AsyncIterator[Transaction]:
+        """Begin a transaction that may last `limit`; left without `commit`, it is rolled back.
+
+        Raises:
+            StoreUnavailableError: at the entry, none could be begun.
+        """
+        fence = f"{claim.key}:{claim.epoch}"
+        async with contextlib.AsyncExitStack() as stack:
+            try:
+                connection = await stack.enter_async_context(self._database.connect())
+                begun = await _begin(connection, fence, limit)
+            except FAULTS as error:
+                if (detail := unavailability(error)) is not None:
+                    raise StoreUnavailableError(detail) from error
+                raise
+            transaction = Transaction(
+                connection, begun, claim=claim, fence=fence, successes=self._successes, owed=self._owed
+            )
+            try:
+                yield transaction
+            finally:
+                await transaction.roll_back()
+
+
+async def _begin(connection: AsyncConnection, fence: str, limit: timedelta) -> AsyncTransaction:
+    """Begin, with the handler's own limits in place of ours."""
+    milliseconds = str(min(limit + MARGIN, LONGEST_LIMIT) // _MILLISECOND)
+    async with asyncio.timeout(COMMAND_TIMEOUT.total_seconds()):
+        transaction = await connection.begin()
+        await connection.execute(
+            text(f"""
+                SELECT set_config('statement_timeout', :limit, true), set_config('lock_timeout', '0', true),
+                  set_config('idle_in_transaction_session_timeout', :limit, true),
+                  set_config('{MARK}', :fence, true)"""),
+            {"limit": milliseconds, "fence": fence},
+        )
+    return transaction
+
+
+def _is_connection_lost(error: Exception) -> bool:
+    """Tell a connection that ended from a refusal: only after that is the end of a commit unknown."""
+    cause = error.orig if isinstance(error, DBAPIError) else error
+    if isinstance(cause, OSError) or (isinstance(error, DBAPIError) and error.connection_invalidated):
+        return True
+    code = sqlstate(error)
+    return code.startswith(LOST_CLASSES) or code == IDLED
