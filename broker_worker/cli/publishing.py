@@ -17,16 +17,12 @@ import typer
 
 from broker_worker.cli.output import AsJson, print_json
 from broker_worker.cli.session import load_settings, parse_moment
-from broker_worker.cli.topology import topology_of
-from broker_worker.errors import BrokerWorkerError, ConfigurationError, PublishError
-from broker_worker.message import TASK_ID
+from broker_worker.errors import ConfigurationError
+from broker_worker.message import TaskId
 
 if TYPE_CHECKING:
     from broker_worker.outgoing import Outgoing
     from broker_worker.settings import Settings
-
-OURS = ("x-", "bw-")
-ROUTING = ("cc", "bcc")
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,12 +74,9 @@ def publish(
         raise ConfigurationError("the task name is empty")
     queue = queue or _only_queue(settings)
     task_id = id_ or uuid4().hex
-    headers: dict[str, object] = {**_headers(header or ()), TASK_ID: task_id}
-    if deliver_at is not None:
-        headers["deliver-at"] = deliver_at.isoformat()
-    if not_after is not None:
-        headers["not-after"] = not_after.isoformat()
-    outgoing = _outgoing(name, queue, headers=headers, body=_read_body(data))
+    outgoing = _outgoing(
+        TaskId(queue, name, task_id), _read_body(data), _headers(header or ()), (deliver_at, not_after)
+    )
     asyncio.run(_publish(settings, outgoing))
     published = Published(task_id, name, queue)
     if as_json:
@@ -111,8 +104,6 @@ def _headers(pairs: Sequence[str]) -> dict[str, object]:
         name, is_pair, value = pair.partition("=")
         if not is_pair or not name:
             raise typer.BadParameter(f"{pair!r} is not KEY=VALUE", param_hint="--header")
-        if name.startswith(OURS) or name.lower() in ROUTING:
-            raise typer.BadParameter(f"{name!r} is a header that publishers can't set", param_hint="--header")
         headers[name] = value
     return headers
 
@@ -133,42 +124,36 @@ def _read_body(data: str) -> bytes:
     return text.encode()
 
 
-def _outgoing(name: str, queue: str, *, headers: dict[str, object], body: bytes) -> Outgoing:
-    from broker_worker.message import Properties
-    from broker_worker.outgoing import Kind, Outgoing
+def _outgoing(
+    task: TaskId,
+    body: bytes,
+    headers: dict[str, object],
+    times: tuple[datetime | None, datetime | None],
+) -> Outgoing:
+    from broker_worker.client.publishing import task_outgoing
 
-    properties = Properties(
-        type=name,
-        content_type="application/json",
-        app_id="broker-worker publish",
-        timestamp=datetime.now(UTC).replace(microsecond=0),
-        headers=headers,
-    )
-    return Outgoing(Kind.COPY, queue, properties, body)
+    deliver_at, not_after = times
+    try:
+        return task_outgoing(
+            task,
+            body,
+            now=datetime.now(UTC),
+            app_id="broker-worker publish",
+            deliver_at=deliver_at,
+            not_after=not_after,
+            headers=headers,
+        )
+    except ValueError as error:
+        raise ConfigurationError(str(error)) from error
 
 
 async def _publish(settings: Settings, outgoing: Outgoing) -> None:
-    from broker_worker.amqp.connection import Link, connected
-    from broker_worker.amqp.looking import has_queue
-    from broker_worker.amqp.publisher import Publisher
-    from broker_worker.amqp.topology import check_queue_name
+    from broker_worker.client.publishing import Publishing
 
-    topology = topology_of(settings)
-    work_queue = topology.work_queue(check_queue_name(outgoing.routing_key))
-    async with connected(settings.amqp_url.reveal(), "broker_worker command") as connection:
-        # asked for first: the exchange's alternate would confirm a message that leads nowhere
-        if not await has_queue(connection, work_queue):
-            raise BrokerWorkerError(f"there is no queue {work_queue}: see `broker-worker topology apply`")
-    link = Link("publish", settings.amqp_url.reveal, lambda _: None, owner="broker_worker command")
-    publisher = Publisher(link, topology, emit=lambda _: None)
-    failure: PublishError | None = None
-    async with asyncio.TaskGroup() as group:
-        group.create_task(publisher.run())
-        try:
-            await publisher.publish(outgoing)
-        except PublishError as error:
-            failure = error  # raised outside: a task group wraps what is raised in it
-        finally:
-            await publisher.close()
-    if failure is not None:
-        raise failure
+    publishing = Publishing(
+        settings.amqp_url.reveal, prefix=settings.prefix, owner="broker_worker command", is_patient=False
+    )
+    try:
+        await publishing.publish(outgoing)
+    finally:
+        await publishing.close()

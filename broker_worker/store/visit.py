@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 
 from sqlalchemy.exc import DBAPIError
 
@@ -26,13 +26,26 @@ async def visit(
     """
     database = Database.open(reveal_url, schema=schema, pool_size=2, application="broker_worker command")
     try:
-        if checks_schema:
-            await check_schema(database)
-        yield database
+        with explained():
+            if checks_schema:
+                await check_schema(database)
+            yield database
+    finally:
+        await database.close()
+
+
+@contextmanager
+def explained() -> Iterator[None]:
+    """Turn what Postgres refuses inside into one line.
+
+    Raises:
+        SchemaError: this role lacks a right on the schema.
+        BrokerWorkerError: anything else.
+    """
+    try:
+        yield
     except DBAPIError as error:
         line = first_line(error.orig or error)
         if sqlstate(error) == NO_RIGHT:
             raise SchemaError(f"{line}: see `broker-worker grants`") from error
         raise BrokerWorkerError(f"Postgres refused it: {sqlstate(error)}: {line}") from error
-    finally:
-        await database.close()

@@ -1,0 +1,50 @@
+"""What type checkers know of a publish: the payload has to be what the handler takes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from datetime import datetime, timedelta
+from typing import Any, Concatenate, Protocol, TypedDict, TypeVar
+
+from broker_worker.context import Context, SyncContext
+from broker_worker.registry import Registry
+from broker_worker.secret import Secret
+
+T = TypeVar("T")
+P_contra = TypeVar("P_contra", contravariant=True)
+
+
+class Runs(Protocol[P_contra]):
+    """A class handler that takes one model."""
+
+    def run(self, payload: P_contra, /, *args: Any, **kwargs: Any) -> object:  # noqa: ANN401 - what the worker fills
+        """Run one attempt."""
+
+
+Takes = Callable[Concatenate[T, ...], object]  # a function whose first parameter is the payload
+TakesNothing = Callable[[], object] | Callable[[Context], object] | Callable[[SyncContext], object]
+TakesMembers = Callable[..., object]  # or anything else: the members by name
+
+
+class ClientOptions(TypedDict, total=False):
+    """What a client is made with."""
+
+    amqp_url: str | Secret | None
+    database_url: str | Secret | None
+    direct_url: str | Secret | None
+    prefix: str
+    schema: str
+    registry: Registry | None
+    queue: str | None
+    publish_timeout: timedelta | float
+
+
+class PublishOptions(TypedDict, total=False):
+    """What a publisher may say of a task beside its payload."""
+
+    id: str | None
+    queue: str | None
+    delay: timedelta | float
+    not_after: datetime | timedelta | float | None
+    headers: Mapping[str, object] | None
+    correlation_id: str | None
