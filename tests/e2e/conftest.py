@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
+import subprocess
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
@@ -15,7 +18,7 @@ import aio_pika
 import asyncpg
 import pytest
 
-from tests.support.daemon import DaemonProcess, daemon, until
+from tests.support.daemon import ROOT, DaemonProcess, daemon, until
 from tests.support.services import Broker
 
 
@@ -60,6 +63,21 @@ class Service:
     def start(self, *, ready: bool = True, **settings: str) -> DaemonProcess:
         log = self.folder / f"daemon-{uuid4().hex[:6]}.log"
         return self.running.enter_context(daemon(self.environment(**settings), log, ready=ready))
+
+    def command(self, *arguments: str) -> list[dict[str, object]]:
+        """Run `broker-worker` as an operator does; its JSON, a document a line or one list."""
+        base = {name: value for name, value in os.environ.items() if not name.startswith("BROKER_WORKER_")}
+        done = subprocess.run(
+            [sys.executable, "-m", "broker_worker", *arguments],
+            cwd=ROOT,
+            env={**base, **self.environment()},
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+        return [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
 
     def publish(self, *messages: aio_pika.Message, queue: str = "default") -> None:
         """Publish with confirms, as any program would."""

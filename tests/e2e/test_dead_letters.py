@@ -3,34 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-import json
-import os
-import subprocess
-import sys
 
 import aio_pika
 import pytest
 
 from tests.e2e.conftest import Service, message
-from tests.support.daemon import ROOT, until
+from tests.support.daemon import until
 
 pytestmark = pytest.mark.timeout(120)
-
-
-def command(service: Service, *arguments: str) -> list[dict[str, object]]:
-    """Run `broker-worker` as an operator does; its JSON, a document a line or one list."""
-    base = {name: value for name, value in os.environ.items() if not name.startswith("BROKER_WORKER_")}
-    done = subprocess.run(
-        [sys.executable, "-m", "broker_worker", *arguments],
-        cwd=ROOT,
-        env={**base, **service.environment()},
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    return [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
 
 
 def test_a_replayed_dead_letter_runs_again_and_leaves_a_trace(service: Service) -> None:
@@ -39,7 +19,7 @@ def test_a_replayed_dead_letter_runs_again_and_leaves_a_trace(service: Service) 
     service.until_states(dead=1)
     (letter,) = service.rows("SELECT id FROM dead_letters")
 
-    command(service, "dead", "replay", str(letter["id"]), "--actor", "ada", "--json")
+    service.command("dead", "replay", str(letter["id"]), "--actor", "ada", "--json")
 
     until("it died again", lambda: len(service.rows("SELECT id FROM dead_letters")) == 2)
     assert service.runs() == {"g-1": 2}
@@ -55,7 +35,7 @@ def test_a_letter_replayed_by_its_reason_succeeds_with_a_release_that_can_do_it(
     assert old.stop() == 0
     service.start()
 
-    command(service, "dead", "replay", "--reason", "unknown_task", "--actor", "ada", "--json")
+    service.command("dead", "replay", "--reason", "unknown_task", "--actor", "ada", "--json")
 
     service.until_states(succeeded=1)
     assert service.task("d-1")["result"] == "10"
@@ -75,7 +55,7 @@ def test_a_foreign_dead_letter_is_kept_and_can_be_replayed(service: Service) -> 
     until("it is kept", lambda: len(service.rows("SELECT id FROM dead_letters")) == 1)
 
     (letter,) = service.rows("SELECT id FROM dead_letters")
-    command(service, "dead", "replay", str(letter["id"]), "--actor", "ada", "--json")
+    service.command("dead", "replay", str(letter["id"]), "--actor", "ada", "--json")
 
     service.until_states(succeeded=1)
     assert service.task("f-1")["result"] == "12"
@@ -87,7 +67,7 @@ def test_a_cancelled_waiting_task_is_not_run_when_its_copy_comes(service: Servic
     service.publish(message("fails_once", "c-1"))
     service.until_states(retrying=1)
 
-    command(service, "tasks", "cancel", "c-1", "--actor", "ada", "--json")
+    service.command("tasks", "cancel", "c-1", "--actor", "ada", "--json")
 
     assert service.states() == {"cancelled": 1}
     counted = 'duplicates_total{queue="default"} 1.0'
@@ -99,7 +79,7 @@ def test_a_cancelled_waiting_task_is_not_run_when_its_copy_comes(service: Servic
 def test_a_task_published_by_the_command_line_has_the_id_that_it_printed(service: Service) -> None:
     service.start()
 
-    (published,) = command(service, "publish", "double", "--data", '{"x": 4}', "--queue", "default", "--json")
+    (published,) = service.command("publish", "double", "--data", '{"x": 4}', "--queue", "default", "--json")
 
     service.until_states(succeeded=1)
     assert service.task(str(published["id"]))["result"] == "8"
