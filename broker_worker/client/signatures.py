@@ -1,4 +1,9 @@
-"""What type checkers know of a publish: the payload has to be what the handler takes."""
+"""What type checkers know of a publish: the payload has to be what the handler takes.
+
+mypy and pyright find a wrong model for a function or class whose first parameter it is. They
+can't see the types inside a mapping of members, nor tell a payload's parameter from a resource
+that comes first: those are found before the message leaves, by the registry.
+"""
 
 from __future__ import annotations
 
