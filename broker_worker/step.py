@@ -180,8 +180,8 @@ def step_of_outcome(claim: Claim, outcome: Outcome, row: Task) -> Step:
             return Step(row, _ended(row, TaskState.SUCCEEDED))
         case Cancelled():
             return _cancelled(claim, row, None)
-        case Postponed(failure=failure) if row.is_cancel_requested:
-            return _cancelled(claim, row, failure)
+        case Postponed(failure=failure) | Dead(failure=failure) if row.is_cancel_requested:
+            return _cancelled(claim, row, failure)  # an operator wanted the end: no dead letter
         case Postponed(delay=delay, failure=failure, reason=reason):
             after = replace(_waiting(row, epoch=row.epoch, state=TaskState.RETRYING), reason=reason)
             return Step(

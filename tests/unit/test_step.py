@@ -298,6 +298,14 @@ def test_what_would_run_again_is_cancelled_where_an_operator_asked(name: str) ->
     assert STEPS[name].after.state is TaskState.CANCELLED
 
 
+def test_what_would_die_is_cancelled_without_a_dead_letter_where_an_operator_asked() -> None:
+    step = STEPS["dead though cancelling"]
+
+    assert (step.after.state, step.after.reason, step.letter) == (TaskState.CANCELLED, None, None)
+    assert step.record is not None
+    assert (step.record.outcome, step.record.failure) == ("cancelled", FAILURE)
+
+
 def test_a_release_gives_the_charge_back_and_counts_itself() -> None:
     step = STEPS["released"]
 
