@@ -30,6 +30,8 @@ class Pruning(Protocol):
 
     async def prune_payloads(self) -> Step: ...
 
+    async def prune_checkpoints(self) -> Step: ...
+
     async def prune_letters(self, *, older_than: timedelta) -> Step: ...
 
     async def prune_workers(self) -> Step: ...
@@ -54,7 +56,7 @@ class Pruner:
         self._emit = emit
 
     async def run_once(self) -> None:
-        """Prune tasks, bodies left behind, answered dead letters, and the rows of workers."""
+        """Prune tasks, bodies and checkpoints left behind, answered dead letters, and the rows of workers."""
         retention = self._retention
         await self._prune(
             "tasks",
@@ -62,6 +64,7 @@ class Pruner:
         )
         if not retention.keeps_payloads:
             await self._prune("payloads", self._pruning.prune_payloads)
+        await self._prune("checkpoints", self._pruning.prune_checkpoints)
         age = retention.dead_letters
         if age is not None:
             await self._prune("dead_letters", lambda: self._pruning.prune_letters(older_than=age))

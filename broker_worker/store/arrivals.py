@@ -15,6 +15,7 @@ from broker_worker.outgoing import Owed
 from broker_worker.ports import Delivery, Memory
 from broker_worker.step import Claim, Met, conflict_letter, new_row, step_of_decision
 from broker_worker.store.apply import apply, insert_letters, insert_outbox, letter_row, storable
+from broker_worker.store.checkpoints import load_checkpoints
 from broker_worker.store.database import Database
 from broker_worker.store.rows import COLUMNS, to_task
 from broker_worker.task import (
@@ -133,11 +134,17 @@ class Arrivals:
                 row, holder = rows[task]
                 decision = meet(row, coming.arrival, holder=holder, now=now, grace=self._grace)
                 decided.append((coming, decision, row))
-            owed, lost = await self._write_decisions(connection, decided)
+            owed, written = await self._write_decisions(connection, decided)
+            later_runs = [
+                after.key
+                for _, decision, after in written
+                if isinstance(decision, Claimed | Resumed) and after.epoch > 1
+            ]
+            saved = await load_checkpoints(connection, self._schema, later_runs)
         self._owed(owed)
         return {
-            coming.arrival.message.task: self._remember(decision, after, coming)
-            for coming, decision, after in lost
+            coming.arrival.message.task: self._remember(decision, after, coming, saved=saved.get(after.key))
+            for coming, decision, after in written
         }
 
     async def _write_decisions(
@@ -218,7 +225,9 @@ class Arrivals:
             return self._memory.recall(task.key, task.epoch)
         return Holder.DEAD if is_holder_dead else Holder.ELSEWHERE
 
-    def _remember(self, decision: Decision, after: Task, coming: Coming) -> Met | None:
+    def _remember(
+        self, decision: Decision, after: Task, coming: Coming, *, saved: str | None = None
+    ) -> Met | None:
         """Tell memory before anything else can happen to this task in this process.
 
         Nothing where a run ended while it was decided that a delivery joins it: decide again.
@@ -226,7 +235,7 @@ class Arrivals:
         match decision:
             case Claimed() | Resumed():
                 is_repeat = coming.delivery.redelivered or after.attempt > 1 or isinstance(decision, Resumed)
-                claim = Claim(after, coming.arrival.message, may_be_repeat=is_repeat)
+                claim = Claim(after, coming.arrival.message, may_be_repeat=is_repeat, saved=saved)
                 self._memory.remember(claim, coming.delivery)
                 return Met(decision, claim)
             case Adopted(epoch=epoch):

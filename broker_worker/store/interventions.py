@@ -13,9 +13,12 @@ from broker_worker.step import step_of_cancel
 from broker_worker.store.apply import apply
 from broker_worker.store.audit import AuditEntry, Verdict, write_audit
 from broker_worker.store.database import Database
+from broker_worker.store.notices import notify
 from broker_worker.store.queries import TaskLookup, find_keys
 from broker_worker.store.rows import COLUMNS, to_task
 from broker_worker.task import TERMINAL, Task, TaskState
+
+CANCEL = "cancel:"  # before a task's key: its worker is to end it; what services/cancels.py hears
 
 
 class NoSuchTaskError(BrokerWorkerError):
@@ -47,14 +50,16 @@ async def cancel_task(database: Database, lookup: TaskLookup, *, actor: str) -> 
         if task.is_cancel_requested:
             return Verdict(task.id.id, is_done=True, detail="its worker is asked already")
         await apply(connection, database.schema, [step_of_cancel(task)], worker=None)
+        if task.state is TaskState.RUNNING:
+            await notify(connection, database.schema, f"{CANCEL}{task.key}")
         entry = AuditEntry.of_task(actor, "cancel", task.id, key=task.key)
         await write_audit(connection, database.schema, entry)
-    detail = "no attempt follows the one that runs" if task.state is TaskState.RUNNING else "cancelled"
+    detail = "its worker is asked to stop" if task.state is TaskState.RUNNING else "cancelled"
     return Verdict(task.id.id, is_done=True, detail=detail)
 
 
 async def erase_task(database: Database, lookup: TaskLookup, *, actor: str) -> Verdict:
-    """Delete what a finished task says about people: body, result, error texts, correlation id. Repeatable.
+    """Delete what a finished task says about people: body, result, texts, checkpoint. Repeatable.
 
     Its row stays with identity, state, times and the body's digest, so duplicates of it are
     still known. Its dead letters stay without their content; open ones are discarded.
@@ -113,9 +118,10 @@ async def _erase(connection: AsyncConnection, schema: str, task: Task) -> None:
     values = {"key": task.key}
     for statement in (
         f"DELETE FROM {schema}.payloads WHERE task_key = :key",
+        f"DELETE FROM {schema}.checkpoints WHERE task_key = :key",
         f"UPDATE {schema}.attempts SET error_message = NULL, traceback = NULL WHERE task_key = :key",
         f"""UPDATE {schema}.tasks SET result = NULL, error_message = NULL, correlation_id = NULL,
-              has_body = false WHERE key = :key""",
+              progress_note = NULL, has_body = false WHERE key = :key""",
     ):
         await connection.execute(text(statement), values)
     await connection.execute(

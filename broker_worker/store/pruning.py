@@ -37,6 +37,7 @@ class PruningStore:
         self._schema = database.schema
         self._task = 0
         self._payload = 0
+        self._checkpoint = 0
         self._letter = UUID(int=0)
 
     async def prune_tasks(self, *, succeeded: timedelta | None, other: timedelta | None) -> Pruned:
@@ -77,28 +78,41 @@ class PruningStore:
 
     async def prune_payloads(self) -> Pruned:
         """Delete the bodies of finished tasks, from a time when those were kept."""
+        pruned, self._payload = await self._prune_beside_tasks(
+            "payloads", after=self._payload, states="'succeeded', 'dead', 'cancelled', 'expired'"
+        )
+        return pruned
+
+    async def prune_checkpoints(self) -> Pruned:
+        """Delete what attempts have saved for a next one that will not be; a dead task can be replayed."""
+        pruned, self._checkpoint = await self._prune_beside_tasks(
+            "checkpoints", after=self._checkpoint, states="'succeeded', 'cancelled', 'expired'"
+        )
+        return pruned
+
+    async def _prune_beside_tasks(self, table: str, *, after: int, states: str) -> tuple[Pruned, int]:
+        """Delete rows of a table that tasks in `states` have; and where the next statement begins."""
         async with self._database.transaction() as connection:
             rows = await connection.execute(
                 text(f"""
                     WITH walked AS MATERIALIZED (
-                      SELECT task_key FROM {self._schema}.payloads
+                      SELECT task_key FROM {self._schema}.{table}
                       WHERE task_key > :after ORDER BY task_key LIMIT {WINDOW}
                     ), over AS MATERIALIZED (
                       SELECT t.key FROM walked JOIN {self._schema}.tasks t ON t.key = walked.task_key
-                      WHERE t.state IN ('succeeded', 'dead', 'cancelled', 'expired')
+                      WHERE t.state IN ({states})
                       FOR UPDATE OF t SKIP LOCKED
                     ), gone AS (
-                      DELETE FROM {self._schema}.payloads p USING over WHERE p.task_key = over.key
-                      RETURNING p.task_key
+                      DELETE FROM {self._schema}.{table} r USING over WHERE r.task_key = over.key
+                      RETURNING r.task_key
                     )
                     SELECT (SELECT count(*) FROM gone) AS deleted, count(*) AS walked, max(task_key) AS last
                     FROM walked"""),
-                {"after": self._payload},
+                {"after": after},
             )
             row = rows.one()
         is_more = row.walked == WINDOW
-        self._payload = row.last if is_more else 0
-        return Pruned(row.deleted, is_more)
+        return Pruned(row.deleted, is_more), row.last if is_more else 0
 
     async def prune_letters(self, *, older_than: timedelta) -> Pruned:
         """Delete dead letters that were replayed or discarded longer ago, and owe no message any more."""

@@ -21,8 +21,10 @@ DISORDER = timedelta(minutes=1)  # by how much keys and creation times may disag
 TASK_COLUMNS = (
     "t.key, t.queue, t.name, t.message_id, t.state, t.attempt, t.max_attempts, t.epoch, t.worker, t.reason, "
     "t.error_type, t.error_message, t.is_cancel_requested, t.producer, t.correlation_id, t.published_at, "
-    "t.created_at, t.started_at, t.finished_at, t.due_at, t.not_after"
+    "t.created_at, t.started_at, t.finished_at, t.due_at, t.not_after, "
+    "t.progress, t.progress_note"
 )
+PROGRESS_DIGITS = 6  # what a `real` holds
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +78,8 @@ class TaskSummary:
     finished_at: datetime | None
     due_at: datetime | None
     not_after: datetime | None
+    progress: float | None  # 0 to 1, as its handler said last
+    progress_note: str | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -319,6 +323,8 @@ def _summary(row: Row[Any]) -> TaskSummary:
         finished_at=row.finished_at,
         due_at=row.due_at,
         not_after=row.not_after,
+        progress=None if row.progress is None else round(row.progress, PROGRESS_DIGITS),
+        progress_note=row.progress_note,
     )
 
 

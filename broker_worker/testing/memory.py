@@ -9,10 +9,11 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Collection, Mapping, Sequence
 from datetime import datetime, timedelta
+from typing import Protocol
 from uuid import UUID
 
 from broker_worker.dead_letter import DeadLetter
-from broker_worker.errors import DeclaredDeadError
+from broker_worker.errors import ClaimLostError, DeclaredDeadError
 from broker_worker.message import Message
 from broker_worker.outcome import Outcome, Succeeded
 from broker_worker.outgoing import Outgoing, Owed, copy_outgoing
@@ -56,8 +57,27 @@ LOST = timedelta(hours=6)
 DECIDED_AGAIN_AFTER = 0.05  # seconds
 
 
+class Report(Protocol):
+    """How far one attempt is: `fraction` from 0 to 1."""
+
+    @property
+    def key(self) -> int: ...
+
+    @property
+    def epoch(self) -> int: ...
+
+    @property
+    def fraction(self) -> float: ...
+
+    @property
+    def note(self) -> str: ...
+
+
 class MemoryStore:
-    """One worker's view: satisfies `TaskStore`, `Outbox`, `Workers` and `Rescues`."""
+    """One worker's view: satisfies `TaskStore`, `Checkpoints`, `Outbox`, `Workers` and `Rescues`.
+
+    `write` and `requested` are what a `ProgressWriter` and `Cancels` ask for.
+    """
 
     def __init__(
         self,
@@ -142,7 +162,8 @@ class MemoryStore:
         match decision:
             case Claimed() | Resumed():
                 is_repeat = delivery.redelivered or row.attempt > 1 or isinstance(decision, Resumed)
-                claim = Claim(row, arrival.message, may_be_repeat=is_repeat)
+                saved = self._database.tasks[row.id].checkpoint if row.epoch > 1 else None
+                claim = Claim(row, arrival.message, may_be_repeat=is_repeat, saved=saved)
                 self._memory.remember(claim, delivery)
                 return Met(decision, claim)
             case Adopted(epoch=epoch):
@@ -154,6 +175,34 @@ class MemoryStore:
 
     def _apply(self, step: Step, result: str | None = None) -> None:
         self._owed(self._database.apply(step, worker=self._worker, result=result))
+
+    # --- running attempts -------------------------------------------------------------
+
+    async def save(self, claim: Claim, state: str) -> None:
+        row = self._running(claim.key, claim.epoch)
+        if row is None:
+            raise ClaimLostError("the checkpoint was not saved: the attempt is not this worker's any more")
+        row.checkpoint = state
+
+    async def write(self, reports: Sequence[Report]) -> None:
+        """Write how far attempts are; those that are over are left out."""
+        for report in reports:
+            row = self._running(report.key, report.epoch)
+            if row is not None:
+                row.progress, row.progress_note = report.fraction, report.note or None
+
+    async def requested(self, claims: Collection[tuple[int, int]]) -> set[tuple[int, int]]:
+        """Find those of `claims`, by key and epoch, that run here and are asked to end."""
+        found = {claim: self._running(*claim) for claim in claims}
+        return {claim for claim, row in found.items() if row is not None and row.task.is_cancel_requested}
+
+    def _running(self, key: int, epoch: int) -> TaskRow | None:
+        """Find a task by its claim, if that is still this worker's."""
+        fence = (key, epoch, self._worker, TaskState.RUNNING)
+        for row in self._database.tasks.values():
+            if (row.task.key, row.task.epoch, row.task.worker, row.task.state) == fence:
+                return row
+        return None
 
     # --- outbox ----------------------------------------------------------------------
 

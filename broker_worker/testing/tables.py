@@ -13,12 +13,14 @@ from broker_worker.message import Message, TaskId
 from broker_worker.outgoing import LONGEST_DELAY, Kind, Outgoing, Owed, copy_outgoing
 from broker_worker.ports import Clock
 from broker_worker.reply import reply_outgoing
-from broker_worker.step import AttemptRecord, Step
+from broker_worker.step import AttemptRecord, Step, step_of_cancel
 from broker_worker.task import TERMINAL, Task, TaskState
 
 PROMPTNESS = timedelta(
     minutes=2
 )  # as in store/, which this package must not import: the contract suites compare
+
+OPERATOR = UUID(int=0)  # no worker
 
 
 @dataclass(slots=True)
@@ -31,6 +33,9 @@ class TaskRow:
     result: str | None = None
     message: Message | None = None  # its row in `payloads`
     records: dict[int, AttemptRecord] = field(default_factory=dict)  # by epoch
+    checkpoint: str | None = None  # its row in `checkpoints`
+    progress: float | None = None
+    progress_note: str | None = None
 
 
 @dataclass(slots=True)
@@ -89,6 +94,15 @@ class MemoryDatabase:
             reply = reply_outgoing(step.after, failure=step.failure, result=result)
             owed.append(self.owe(reply, worker=worker, task=step.after))
         return [one for one in owed if one is not None]
+
+    def cancel(self, task: TaskId) -> None:
+        """Cancel a task as an operator does: at once where it waits, asked for where it runs."""
+        row = self.tasks[task].task
+        if row.state in TERMINAL:
+            return
+        for owed in self.apply(step_of_cancel(row), worker=OPERATOR):
+            free = self.outbox[owed.id]
+            free.worker, free.available_at = None, self.clock.now()  # for any worker to publish
 
     def keep(self, letter: DeadLetter, *, worker: UUID, is_published: bool = False) -> list[Owed]:
         """Keep a dead letter; one that is there already stays as it is and owes nothing again."""

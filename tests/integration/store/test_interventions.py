@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
 
+from broker_worker.outcome import Succeeded
+from broker_worker.services.cancels import NOTICE
+from broker_worker.services.progress import Report
+from broker_worker.store.checkpoints import CheckpointStore
 from broker_worker.store.dead_letters import Desk, Selection
 from broker_worker.store.interventions import (
     AmbiguousTaskError,
@@ -11,6 +17,8 @@ from broker_worker.store.interventions import (
     cancel_task,
     erase_task,
 )
+from broker_worker.store.notices import Listener
+from broker_worker.store.progress import ProgressStore
 from broker_worker.store.queries import TaskLookup, show_task
 from tests.support.inbox import a_failure, a_message, opened
 
@@ -35,9 +43,33 @@ async def test_a_running_task_is_asked_to_stop(database_url: str) -> None:
 
         verdict = await cancel_task(inbox.database, THE_TASK, actor="ada")
 
-        assert (verdict.is_done, verdict.detail) == (True, "no attempt follows the one that runs")
+        assert (verdict.is_done, verdict.detail) == (True, "its worker is asked to stop")
         [row] = await inbox.fetch("SELECT state, is_cancel_requested FROM {schema}.tasks")
         assert row == {"state": "running", "is_cancel_requested": True}
+
+
+async def test_a_running_tasks_worker_hears_of_the_cancel_with_its_commit(database_url: str) -> None:
+    heard: list[str] = []
+    connects, hears = asyncio.Event(), asyncio.Event()
+
+    def hear(payload: str) -> None:
+        (hears if payload else connects).set()
+        heard.append(payload)
+
+    listener = Listener(
+        lambda: database_url, schema="broker_worker", on_notice=hear, on_change=lambda _, __: None
+    )
+    async with opened(database_url) as inbox, asyncio.TaskGroup() as group:
+        listening = group.create_task(listener.run())
+        await connects.wait()
+        await inbox.postpone(a_message("waits"))
+        claim = await inbox.claim(a_message("runs"))
+        for id_ in ("waits", "runs"):
+            await cancel_task(inbox.database, TaskLookup(id_), actor="ada")
+        await hears.wait()
+        listening.cancel()
+
+    assert heard == ["", f"{NOTICE}{claim.key}"]
 
 
 async def test_asking_twice_is_asking_once(database_url: str) -> None:
@@ -102,6 +134,21 @@ async def test_an_erased_task_keeps_nothing_but_its_history(database_url: str) -
         assert [(each.error_message, each.traceback) for each in detail.attempts] == [(None, None)]
         [letter] = await Desk(inbox.database).list_letters(Selection(), with_resolved=True)
         assert (letter.body_bytes, letter.error_message, letter.resolution) == (0, "", "discarded")
+
+
+async def test_erasing_takes_the_checkpoint_and_the_note_of_the_progress_along(database_url: str) -> None:
+    async with opened(database_url) as inbox:
+        claim = await inbox.claim(a_message())
+        await CheckpointStore(inbox.database, worker=inbox.worker).save(claim, '"Ada"')
+        report = Report(claim.key, claim.epoch, 0.5, "Ada")
+        await ProgressStore(inbox.database, worker=inbox.worker).write([report])
+        await inbox.tasks.record(claim, Succeeded())
+
+        await erase_task(inbox.database, THE_TASK, actor="ada")
+
+        assert await inbox.count("checkpoints") == 0
+        [detail] = await show_task(inbox.database, THE_TASK)
+        assert (detail.task.progress, detail.task.progress_note) == (0.5, None)
 
 
 async def test_erasing_takes_the_result_along(database_url: str) -> None:

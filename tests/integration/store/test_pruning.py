@@ -7,10 +7,12 @@ from uuid import uuid4
 
 import pytest
 
+from broker_worker.outcome import Cancelled, Dead, Outcome, Postponed, Reason, Succeeded
 from broker_worker.store import pruning
+from broker_worker.store.checkpoints import CheckpointStore
 from broker_worker.store.dead_letters import Desk, Selection
 from broker_worker.store.pruning import PruningStore
-from tests.support.inbox import Inbox, a_message, opened
+from tests.support.inbox import Inbox, a_failure, a_message, opened
 
 WEEK = timedelta(days=7)
 QUARTER = timedelta(days=90)
@@ -164,6 +166,57 @@ async def test_bodies_of_finished_tasks_go_and_those_of_others_stay(database_url
         assert [row["task_key"] for row in await inbox.fetch("SELECT * FROM {schema}.payloads")] == [
             waiting.key
         ]
+
+
+async def test_checkpoints_go_with_tasks_that_will_not_run_again(database_url: str) -> None:
+    async with opened(database_url) as inbox:
+        store = CheckpointStore(inbox.database, worker=inbox.worker)
+        outcomes: dict[str, Outcome] = {
+            "succeeded": Succeeded(),
+            "cancelled": Cancelled(),
+            "dead": Dead(Reason.GAVE_UP, a_failure()),
+            "waiting": Postponed(timedelta(0), a_failure()),
+        }
+        for id_, outcome in outcomes.items():
+            claim = await inbox.claim(a_message(id_))
+            await store.save(claim, "1")
+            await inbox.tasks.record(claim, outcome)
+        await store.save(await inbox.claim(a_message("running")), "1")
+
+        pruned = await PruningStore(inbox.database).prune_checkpoints()
+
+        assert (pruned.count, pruned.is_more) == (2, False)
+        left = await inbox.fetch("""
+            SELECT message_id FROM {schema}.tasks JOIN {schema}.checkpoints ON task_key = key ORDER BY key""")
+        assert [row["message_id"] for row in left] == ["dead", "waiting", "running"]
+
+
+async def test_a_walk_of_checkpoints_goes_on_where_it_stopped(
+    database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pruning, "WINDOW", 2)
+    async with opened(database_url) as inbox:
+        for number in range(3):
+            claim = await inbox.claim(a_message(f"t-{number}"))
+            await CheckpointStore(inbox.database, worker=inbox.worker).save(claim, "1")
+            await inbox.tasks.record(claim, Succeeded())
+        store = PruningStore(inbox.database)
+
+        turns = [await store.prune_checkpoints() for _ in range(2)]
+
+        assert [(turn.count, turn.is_more) for turn in turns] == [(2, True), (1, False)]
+
+
+async def test_a_checkpoint_goes_with_its_task(database_url: str) -> None:
+    async with opened(database_url) as inbox:
+        claim = await inbox.claim(a_message())
+        await CheckpointStore(inbox.database, worker=inbox.worker).save(claim, "1")
+        await inbox.tasks.record(claim, Succeeded())
+        await inbox.age(8, key=claim.key)
+
+        await prune(inbox)
+
+        assert await inbox.count("checkpoints") == 0
 
 
 async def test_only_answered_letters_go_and_only_after_their_time(database_url: str) -> None:

@@ -27,6 +27,10 @@ class FakePruning:
         self.calls.append("payloads")
         return Pruned(1, is_more=False)
 
+    async def prune_checkpoints(self) -> Pruned:
+        self.calls.append("checkpoints")
+        return Pruned(2, is_more=False)
+
     async def prune_letters(self, **_: timedelta) -> Pruned:
         self.calls.append("letters")
         return Pruned(1, is_more=False)
@@ -48,6 +52,7 @@ async def test_a_turn_goes_on_while_there_is_more_and_tells_how_much_it_deleted(
     assert events == [
         ServiceWorked("pruner", "pruned_tasks", 3000),
         ServiceWorked("pruner", "pruned_payloads", 1),
+        ServiceWorked("pruner", "pruned_checkpoints", 2),
         ServiceWorked("pruner", "pruned_dead_letters", 1),
     ]
 
@@ -65,4 +70,4 @@ async def test_what_is_kept_for_ever_is_not_looked_at() -> None:
 
     await Pruner(pruning, a_retention(letters=None, keeps_payloads=True), emit=lambda _: None).run_once()
 
-    assert pruning.calls == ["tasks", "workers"]
+    assert pruning.calls == ["tasks", "checkpoints", "workers"]
