@@ -5,9 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from datetime import timedelta
 from enum import StrEnum
+from uuid import UUID, uuid5
 
 from broker_worker.message import Message, Properties, copy_properties
+from broker_worker.sending import SentEvent
 
+EVENT_ID = "bw-event-id"
+_NAMESPACE = UUID("b3f6d0a4-6a0c-4a53-8a54-3e1b7f0f2c95")
 LONGEST_DELAY = timedelta(seconds=4096)  # the last rung; what waits longer waits in Postgres
 
 
@@ -17,6 +21,7 @@ class Kind(StrEnum):
     COPY = "copy"  # a work queue, through a delay queue where it has to wait
     DEAD_LETTER = "dead_letter"  # the dead-letter exchange
     REPLY = "reply"  # a queue that a publisher named in reply_to
+    EVENT = "event"  # an exchange that a handler named
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +29,8 @@ class Outgoing:
     """One message to publish.
 
     `routing_key` is a queue name of ours for a copy, `<queue>.<reason>.<task>`
-    for a dead letter, and a queue of the publisher's for a reply.
+    for a dead letter, a queue of the publisher's for a reply, and the handler's
+    own for an event.
     """
 
     kind: Kind
@@ -32,6 +38,7 @@ class Outgoing:
     properties: Properties
     body: bytes = field(repr=False)
     delay: timedelta = timedelta(0)  # copies only; from now on
+    exchange: str | None = None  # events only; as it stands, without our prefix
 
 
 def copy_outgoing(message: Message, *, epoch: int, attempt: int, delay: timedelta = timedelta(0)) -> Outgoing:
@@ -42,6 +49,26 @@ def copy_outgoing(message: Message, *, epoch: int, attempt: int, delay: timedelt
         properties=copy_properties(message, epoch=epoch, attempt=attempt),
         body=message.body,
         delay=delay,
+    )
+
+
+def event_outgoing(event: SentEvent, *, sender: Message, key: int, epoch: int, position: int) -> Outgoing:
+    """Build the publish of the event at `position` of what a run of `sender` sent.
+
+    A crash between confirm and delete publishes it twice, each time under another AMQP
+    message id; the header `bw-event-id` is the same, so that a consumer can tell a repeat.
+    """
+    seed = "\0".join((*sender.task, str(key), str(epoch), str(position)))
+    return Outgoing(
+        kind=Kind.EVENT,
+        routing_key=event.routing_key,
+        properties=Properties(
+            content_type="application/json",
+            correlation_id=sender.correlation_id,
+            headers={**sender.inherited_headers, EVENT_ID: str(uuid5(_NAMESPACE, seed))},
+        ),
+        body=event.body,
+        exchange=event.exchange,
     )
 
 

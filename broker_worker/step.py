@@ -14,6 +14,7 @@ from uuid import UUID
 from broker_worker.dead_letter import DeadLetter, letter_of_task
 from broker_worker.message import Message
 from broker_worker.outcome import Cancelled, Dead, Failure, Outcome, Postponed, Reason, Released, Succeeded
+from broker_worker.sending import SentTask
 from broker_worker.task import (
     MAX_INTERRUPTIONS,
     Arrival,
@@ -165,12 +166,26 @@ def conflict_letter(decision: Decision, row: Task | None, arrival: Arrival) -> D
     """The dead letter of a message whose identity another message has."""
     if not isinstance(decision, Conflicting) or row is None:
         return None
+    return letter_of_conflict(arrival.message)
+
+
+def letter_of_conflict(message: Message) -> DeadLetter:
+    """The dead letter of `message`, whose identity another one has."""
     failure = Failure(
         "Conflict", "another message with this id is known, with a different body or media type"
     )
-    return letter_of_task(
-        arrival.message, reason=Reason.CONFLICT, failure=failure, attempt=0, epoch=0, task_key=None
-    )
+    return letter_of_task(message, reason=Reason.CONFLICT, failure=failure, attempt=0, epoch=0, task_key=None)
+
+
+def step_of_sending(sent: SentTask, *, max_attempts: int) -> Step:
+    """A task that a handler sent, and that has no row yet: its row is there before its copy is.
+
+    It waits like one that was put off; the epoch makes a publisher's message of the same
+    identity a duplicate. `max_attempts` stands until the first claim, which knows the handler.
+    """
+    row = new_row(Arrival(sent.message, sent.message.digest(), max_attempts))
+    after = _waiting(row, epoch=row.epoch + 1)
+    return Step(None, after, due_in=sent.delay, message=sent.message, copy=Copy(sent.delay))
 
 
 def step_of_outcome(claim: Claim, outcome: Outcome, row: Task) -> Step:

@@ -1,17 +1,20 @@
 """Confirmed publishing, over a connection of its own.
 
-Every publish is mandatory, persistent and confirmed, under a hard deadline that
-includes the wait for a connection. There is one channel for each exchange: the broker
-answers a missing exchange or a missing right by closing the channel, which then
-hits only those who would have got the same answer. Large bodies have channels of
-their own too, since a body that the broker finds too large also ends its channel.
+Every publish is persistent and confirmed, under a hard deadline that includes the
+wait for a connection; all but events, for which there may be no queue, are mandatory.
+There is one channel for each exchange: the broker answers a missing exchange or a
+missing right by closing the channel, which then hits only those who would have got the
+same answer. Large bodies have channels of their own too, since a body that the broker
+finds too large also ends its channel. Handlers may name any number of exchanges: a
+channel that nobody uses is closed before there are too many.
 """
 
 from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 
 import aiormq
 from aiormq.exceptions import DeliveryError
@@ -31,6 +34,7 @@ DEADLINE = 30.0  # seconds for one publish, the wait for a connection included
 UNCONFIRMED = 200  # publishes at once; more wait, so that trouble shows as latency and not as memory
 LARGE_BODY = 1024 * 1024  # bytes from which on a body has another channel
 FRAME_OVERHEAD = 20  # bytes of a header frame around the properties
+MOST_CHANNELS = 300  # beside those in use; the broker grants 2047 by default
 REPAIR_INTERVAL = 1.0  # seconds between two repairs of the topology
 
 
@@ -46,6 +50,7 @@ class Publisher:
         declare: Declare | None = None,
         draw: Callable[[], float] = random.random,
         deadline: float = DEADLINE,
+        most_channels: int = MOST_CHANNELS,
     ) -> None:
         """Publish over `link`; `declare` restores missing exchanges, `None` where that is not allowed."""
         self._link = link
@@ -54,6 +59,7 @@ class Publisher:
         self._declare = declare
         self._draw = draw
         self._deadline = deadline
+        self._most_channels = most_channels
         self._slots = asyncio.BoundedSemaphore(UNCONFIRMED)
         self._connection: Connection | None = None
         self._connected = asyncio.Event()
@@ -70,7 +76,7 @@ class Publisher:
         await self._link.close()
 
     async def publish(self, outgoing: Outgoing) -> None:
-        """Return once the broker has confirmed `outgoing` and did not return it.
+        """Return once the broker has confirmed `outgoing` and did not return it; events are never returned.
 
         Raises:
             PublishError: it was returned, refused, can't be encoded, or was not confirmed
@@ -83,11 +89,12 @@ class Publisher:
             with translated(what):
                 async with asyncio.timeout(self._deadline), self._slots:
                     await self._connected.wait()
-                    await self._publish(exchange, routing_key, properties, outgoing.body)
+                    await self._publish(exchange, routing_key, properties, outgoing)
         except PublishError:
             raise
         except BrokerUnavailableError as error:
-            if isinstance(error.__cause__, aiormq.ChannelNotFoundEntity):
+            is_ours = outgoing.kind is not Kind.EVENT
+            if is_ours and isinstance(error.__cause__, aiormq.ChannelNotFoundEntity):
                 self._repair_is_wanted.set()
             raise PublishError(str(error)) from error
 
@@ -102,9 +109,11 @@ class Publisher:
                 return self._topology.dead_letter_exchange, short(outgoing.routing_key)
             case Kind.REPLY:
                 return "", outgoing.routing_key
+            case Kind.EVENT:
+                return _short_enough(outgoing.exchange or ""), _short_enough(outgoing.routing_key)
 
     async def _publish(
-        self, exchange: str, routing_key: str, properties: EncodedProperties, body: bytes
+        self, exchange: str, routing_key: str, properties: EncodedProperties, outgoing: Outgoing
     ) -> None:
         connection = self._connection
         if connection is None:
@@ -112,18 +121,33 @@ class Publisher:
         if len(properties.encoded) + FRAME_OVERHEAD > connection.wire.connection_tune.frame_max:
             # the broker ends the whole connection for such a frame
             raise PublishError(f"the headers have {len(properties.encoded)} bytes, more than AMQP can carry")
-        shared = self._channels.setdefault((exchange, len(body) > LARGE_BODY), _SharedChannel())
-        channel = await shared.get(connection)
         try:
-            await self._until_lost(
-                channel.basic_publish(
-                    body, exchange=exchange, routing_key=routing_key, properties=properties, mandatory=True
+            shared = await self._shared((exchange, len(outgoing.body) > LARGE_BODY))
+            async with shared.used(connection) as channel:
+                await self._until_lost(
+                    channel.basic_publish(
+                        outgoing.body,
+                        exchange=exchange,
+                        routing_key=routing_key,
+                        properties=properties,
+                        mandatory=outgoing.kind is not Kind.EVENT,
+                    )
                 )
-            )
         except ReturnedError as error:
             raise PublishError(f"returned by the broker: no queue for key {routing_key!r}") from error
         except DeliveryError as error:
             raise PublishError(f"refused by the broker: {error}") from error
+
+    async def _shared(self, key: tuple[str, bool]) -> _SharedChannel:
+        """Find the channel for `key`; those that were not used for longest give way to a new one."""
+        if key not in self._channels:
+            idle = [other for other, shared in self._channels.items() if not shared.is_in_use]
+            surplus = idle[: max(len(self._channels) + 1 - self._most_channels, 0)]
+            for shared in [self._channels.pop(other) for other in surplus]:
+                await shared.close()
+        shared = self._channels.pop(key) if key in self._channels else _SharedChannel()
+        self._channels[key] = shared  # the last used comes last
+        return shared
 
     async def _until_lost(self, publish: Awaitable[object]) -> None:
         """Give up when the connection is lost: what waits to be written to a dead one is not told."""
@@ -176,9 +200,34 @@ class _SharedChannel:
     def __init__(self) -> None:
         self._channel: OwnChannel | None = None
         self._opening = asyncio.Lock()
+        self._users = 0
 
-    async def get(self, connection: Connection) -> OwnChannel:
+    @property
+    def is_in_use(self) -> bool:
+        return self._users > 0
+
+    @asynccontextmanager
+    async def used(self, connection: Connection) -> AsyncIterator[OwnChannel]:
+        self._users += 1
+        try:
+            yield await self._get(connection)
+        finally:
+            self._users -= 1
+
+    async def close(self) -> None:
+        """Close the channel, which nobody uses."""
+        if self._channel is not None and self._channel.is_alive:
+            await self._channel.close()
+
+    async def _get(self, connection: Connection) -> OwnChannel:
         async with self._opening:
             if self._channel is None or not self._channel.is_alive:
                 self._channel = await open_channel(connection.wire, OwnChannel)
             return self._channel
+
+
+def _short_enough(text: str) -> str:
+    """Return `text`, or raise PublishError: cut, it would lead elsewhere."""
+    if short(text) != text:
+        raise PublishError(f"AMQP can't carry the name {text[:80]!r}: it has more than 255 bytes")
+    return text

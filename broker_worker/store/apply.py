@@ -6,16 +6,17 @@ where this process has the message at hand and may publish it at once.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
+from typing import Any
 from uuid import UUID
 
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from broker_worker.dead_letter import DeadLetter, letter_key, letter_outgoing
-from broker_worker.message import TaskId
+from broker_worker.message import Properties, Scalar, TaskId, tag, untag
 from broker_worker.outgoing import LONGEST_DELAY, Kind, Outgoing, Owed, copy_outgoing
 from broker_worker.reply import reply_outgoing
 from broker_worker.step import Copy, Step
@@ -75,38 +76,49 @@ async def apply(
 
 async def _insert(connection: AsyncConnection, schema: str, steps: Sequence[Step]) -> list[Step]:
     """Create rows in their state before the step; a row that another made meanwhile is left out."""
-    rows = [
+    if not steps:
+        return []
+    steps = sorted(steps, key=lambda step: step.after.id)  # one lock order for all
+    rows = [step.after for step in steps]
+    messages = [step.message for step in steps]
+    made = await connection.execute(
+        text(f"""
+            INSERT INTO {schema}.tasks (queue, name, message_id, digest, state, max_attempts, not_after,
+                                        reply_to, correlation_id, producer, published_at)
+            SELECT queue, name, id, digest, 'queued', max_attempts, not_after,
+                   reply_to, correlation_id, producer, published_at
+            FROM unnest(
+              CAST(:queues AS text[]), CAST(:names AS text[]), CAST(:ids AS text[]),
+              CAST(:digests AS bytea[]), CAST(:max_attempts AS smallint[]),
+              CAST(:not_after AS timestamptz[]), CAST(:reply_tos AS text[]),
+              CAST(:correlation_ids AS text[]), CAST(:producers AS text[]),
+              CAST(:published_at AS timestamptz[])
+            ) AS n(queue, name, id, digest, max_attempts, not_after, reply_to, correlation_id, producer,
+                   published_at)
+            ON CONFLICT DO NOTHING RETURNING key, queue, name, message_id"""),
         {
-            "queue": step.after.id.queue,
-            "name": step.after.id.name,
-            "id": step.after.id.id,
-            "digest": step.after.digest,
-            "max_attempts": step.after.max_attempts,
-            "not_after": step.after.not_after,
-            "reply_to": storable(step.after.reply_to),
-            "correlation_id": storable(step.after.correlation_id),
-            "producer": storable(step.message.app_id) if step.message else None,
-            "published_at": step.message.published_at if step.message else None,
-        }
-        for step in steps
-    ]
-    created = []
-    statement = text(f"""
-        INSERT INTO {schema}.tasks (queue, name, message_id, digest, state, max_attempts, not_after,
-                                    reply_to, correlation_id, producer, published_at)
-        VALUES (:queue, :name, :id, :digest, 'queued', :max_attempts, CAST(:not_after AS timestamptz),
-                CAST(:reply_to AS text), CAST(:correlation_id AS text), CAST(:producer AS text),
-                CAST(:published_at AS timestamptz))
-        ON CONFLICT DO NOTHING RETURNING key""")
-    for step, row in sorted(zip(steps, rows, strict=True), key=lambda pair: pair[0].after.id):
-        key = (await connection.execute(statement, row)).scalar()
-        if key is not None:
-            after = replace(step.after, key=key)
-            letter = replace(step.letter, task_key=key) if step.letter else None
-            # the row just made differs from any `after`: it is queued, at epoch 0, without a body
-            before = replace(after, has_body=False, epoch=-1)
-            created.append(replace(step, before=before, after=after, letter=letter))
-    return created
+            "queues": [row.id.queue for row in rows],
+            "names": [row.id.name for row in rows],
+            "ids": [row.id.id for row in rows],
+            "digests": [row.digest for row in rows],
+            "max_attempts": [row.max_attempts for row in rows],
+            "not_after": [row.not_after for row in rows],
+            "reply_tos": [storable(row.reply_to) for row in rows],
+            "correlation_ids": [storable(row.correlation_id) for row in rows],
+            "producers": [storable(message.app_id) if message else None for message in messages],
+            "published_at": [message.published_at if message else None for message in messages],
+        },
+    )
+    keys = {TaskId(row.queue, row.name, row.message_id): row.key for row in made}
+    return [_made(step, keys[step.after.id]) for step in steps if step.after.id in keys]
+
+
+def _made(step: Step, key: int) -> Step:
+    after = replace(step.after, key=key)
+    letter = replace(step.letter, task_key=key) if step.letter else None
+    # the row just made differs from any `after`: it is queued, at epoch 0, without a body
+    before = replace(after, has_body=False, epoch=-1)
+    return replace(step, before=before, after=after, letter=letter)
 
 
 async def _update(connection: AsyncConnection, schema: str, steps: Sequence[Step]) -> set[int]:
@@ -284,33 +296,58 @@ async def insert_outbox(
     connection: AsyncConnection, schema: str, rows: Sequence[OutboxRow], *, worker: UUID | None
 ) -> list[Owed]:
     """Insert what is owed; rows that can be published from memory are this worker's for a while."""
-    owed = []
-    statement = text(f"""
-        INSERT INTO {schema}.outbox (kind, routing_key, task_key, dead_letter, epoch, properties, body,
-                                     worker, deliver_at, available_at)
-        VALUES (:kind, :routing_key, CAST(:task_key AS bigint), CAST(:dead_letter AS uuid), :epoch,
-                CAST(CAST(:properties AS text) AS json), CAST(:body AS bytea), CAST(:worker AS uuid),
-                now() + CAST(:delay AS interval), now() + CAST(:available AS interval))
-        RETURNING id""")
-    for row in rows:
-        is_ours = worker is not None and row.outgoing is not None and not row.is_held
-        content = row.outgoing if row.keeps_content else None
-        values = {
-            "kind": str(row.kind),
-            "routing_key": row.routing_key,
-            "task_key": row.task_key,
-            "dead_letter": row.dead_letter,
-            "epoch": row.epoch,
-            "properties": dump({"correlation_id": content.properties.correlation_id}) if content else None,
-            "body": content.body if content else None,
-            "worker": worker if is_ours else None,
-            "delay": row.delay,
-            "available": PROMPTNESS if is_ours else (row.delay if row.is_held else timedelta(0)),
-        }
-        id_ = (await connection.execute(statement, values)).scalar_one()
-        if is_ours and row.outgoing is not None:
-            owed.append(Owed(id_, row.outgoing))
-    return owed
+    if not rows:
+        return []
+    ours = [row.outgoing if worker is not None and not row.is_held else None for row in rows]
+    contents = [row.outgoing if row.keeps_content else None for row in rows]
+    made = await connection.execute(
+        text(f"""
+            INSERT INTO {schema}.outbox (kind, exchange, routing_key, task_key, dead_letter, epoch,
+                                         properties, body, worker, deliver_at, available_at)
+            SELECT kind, exchange, routing_key, task_key, dead_letter, epoch, CAST(properties AS json),
+                   body, worker, now() + delay, now() + available
+            FROM unnest(
+              CAST(:kinds AS text[]), CAST(:exchanges AS text[]), CAST(:routing_keys AS text[]),
+              CAST(:task_keys AS bigint[]), CAST(:letters AS uuid[]), CAST(:epochs AS int[]),
+              CAST(:properties AS text[]), CAST(:bodies AS bytea[]), CAST(:workers AS uuid[]),
+              CAST(:delays AS interval[]), CAST(:available AS interval[])
+            ) WITH ORDINALITY AS n(kind, exchange, routing_key, task_key, dead_letter, epoch,
+                                   properties, body, worker, delay, available, position)
+            ORDER BY position RETURNING id"""),
+        {
+            "kinds": [str(row.kind) for row in rows],
+            "exchanges": [row.outgoing.exchange if row.outgoing else None for row in rows],
+            "routing_keys": [row.routing_key for row in rows],
+            "task_keys": [row.task_key for row in rows],
+            "letters": [row.dead_letter for row in rows],
+            "epochs": [row.epoch for row in rows],
+            "properties": [_dump_kept(content.properties) if content else None for content in contents],
+            "bodies": [content.body if content else None for content in contents],
+            "workers": [worker if outgoing else None for outgoing in ours],
+            "delays": [row.delay for row in rows],
+            "available": [
+                PROMPTNESS if outgoing else (row.delay if row.is_held else timedelta(0))
+                for outgoing, row in zip(ours, rows, strict=True)
+            ],
+        },
+    )
+    ids = sorted(row.id for row in made)  # given in the order of the rows
+    return [Owed(id_, outgoing) for id_, outgoing in zip(ids, ours, strict=True) if outgoing is not None]
+
+
+def _dump_kept(properties: Properties) -> str:
+    """What `kept_properties` reads; everything else of such a message is the same for all."""
+    headers = {name: tag(value) for name, value in properties.headers.items() if isinstance(value, Scalar)}
+    return dump({"correlation_id": properties.correlation_id, "headers": headers})
+
+
+def kept_properties(record: Mapping[str, Any]) -> Properties:
+    """Rebuild the properties of an outbox row that keeps its content."""
+    return Properties(
+        content_type="application/json",
+        correlation_id=record.get("correlation_id"),
+        headers={name: untag(value) for name, value in (record.get("headers") or {}).items()},
+    )
 
 
 def _owes(step: Step, worker: UUID | None) -> list[OutboxRow]:
@@ -352,6 +389,13 @@ def reply_row(task_key: int, outgoing: Outgoing) -> OutboxRow:
     """What is owed to a publisher that asked for an answer."""
     return OutboxRow(
         Kind.REPLY, outgoing.routing_key, task_key, 0, timedelta(0), outgoing, keeps_content=True
+    )
+
+
+def event_row(task_key: int, epoch: int, outgoing: Outgoing) -> OutboxRow:
+    """What is owed to an exchange that a handler named."""
+    return OutboxRow(
+        Kind.EVENT, outgoing.routing_key, task_key, epoch, timedelta(0), outgoing, keeps_content=True
     )
 
 

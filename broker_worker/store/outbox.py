@@ -14,7 +14,7 @@ from broker_worker.dead_letter import DeadLetter, carried_properties, letter_out
 from broker_worker.message import TASK_ID, Properties, TaskId, from_record
 from broker_worker.outcome import Failure, Reason
 from broker_worker.outgoing import Kind, Outgoing, Owed, copy_outgoing
-from broker_worker.store.apply import PROMPTNESS
+from broker_worker.store.apply import PROMPTNESS, kept_properties
 from broker_worker.store.database import Database
 
 LONGEST_PAUSE = timedelta(minutes=5)  # between two tries of a row that can't be published
@@ -48,7 +48,7 @@ class OutboxStore:
                       FROM due WHERE o.id = due.id
                       RETURNING o.*
                     )
-                    SELECT o.id, o.kind, o.routing_key, o.task_key, o.epoch, o.properties, o.body,
+                    SELECT o.id, o.kind, o.exchange, o.routing_key, o.task_key, o.epoch, o.properties, o.body,
                       greatest(o.deliver_at - now(), interval '0') AS delay,
                       t.queue, t.name, t.message_id, t.attempt, t.epoch AS task_epoch, t.state,
                       p.body AS task_body, p.properties AS task_properties,
@@ -107,15 +107,13 @@ class OutboxStore:
 def _outgoing(row: Row[Any]) -> Outgoing | None:
     """Rebuild what a row stands for; nothing where it is stale."""
     match Kind(row.kind):
-        case Kind.REPLY:
-            properties = _json(row.properties)
+        case Kind.REPLY | Kind.EVENT as kind:
             return Outgoing(
-                kind=Kind.REPLY,
+                kind=kind,
                 routing_key=row.routing_key,
-                properties=Properties(
-                    content_type="application/json", correlation_id=properties.get("correlation_id")
-                ),
+                properties=kept_properties(_json(row.properties)),
                 body=row.body,
+                exchange=row.exchange,
             )
         case Kind.DEAD_LETTER:
             return letter_outgoing(

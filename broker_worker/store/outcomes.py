@@ -12,11 +12,13 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from broker_worker.outcome import Outcome, Succeeded
 from broker_worker.outgoing import Outgoing, Owed
 from broker_worker.reply import reply_outgoing
+from broker_worker.sending import Sent
 from broker_worker.step import Claim, step_of_outcome
 from broker_worker.store.apply import apply, insert_outbox, reply_row
 from broker_worker.store.database import Database
 from broker_worker.store.notices import notify_ended
 from broker_worker.store.rows import COLUMNS, dump_record, to_task
+from broker_worker.store.sending import write_sent
 from broker_worker.task import Task, TaskState
 
 MARK = "broker_worker.claim"  # a setting of the server's, local to the transaction of a handler
@@ -84,10 +86,12 @@ class Successes:
         return rows.first() is not None
 
     async def owe(self, connection: AsyncConnection, finished: Sequence[Ending]) -> list[Owed]:
-        """Write what successes leave beside their rows: bodies that are kept, and messages to publish."""
+        """Write what successes leave beside their rows: bodies that are kept, what was sent, replies."""
         if self._keeps_payloads:
             await self._keep_payloads(connection, finished)
-        return await self._owe_replies(connection, finished)
+        runs = [(ending.claim, _sent(ending.outcome)) for ending in finished]
+        sent = await write_sent(connection, self._schema, runs, worker=self._worker)
+        return sent + await self._owe_replies(connection, finished)
 
     async def _keep_payloads(self, connection: AsyncConnection, finished: Sequence[Ending]) -> None:
         await connection.execute(
@@ -213,3 +217,7 @@ def success_reply(row: Task, result: str | None) -> Outgoing:
 
 def _result(outcome: Outcome) -> str | None:
     return outcome.result if isinstance(outcome, Succeeded) else None
+
+
+def _sent(outcome: Outcome) -> tuple[Sent, ...]:
+    return outcome.sent if isinstance(outcome, Succeeded) else ()

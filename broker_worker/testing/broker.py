@@ -42,6 +42,7 @@ class MemoryBroker:
     def __init__(self, queues: Collection[str]) -> None:
         self.dead_letters: list[Outgoing] = []
         self.replies: list[Outgoing] = []
+        self.events: list[Outgoing] = []
         self.delayed = 0
         self._ready: dict[str, deque[MemoryDelivery]] = {queue: deque() for queue in queues}
         self._channels: deque[MemoryChannel] = deque()
@@ -64,6 +65,8 @@ class MemoryBroker:
                 self.dead_letters.append(outgoing)
             case Kind.REPLY:
                 self.replies.append(outgoing)
+            case Kind.EVENT:
+                self.events.append(outgoing)
             case Kind.COPY if outgoing.routing_key not in self._ready:
                 raise PublishError(f"no queue has the routing key {outgoing.routing_key!r}")
             case Kind.COPY:

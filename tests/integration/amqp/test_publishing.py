@@ -1,14 +1,15 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
+from typing import Any
 
 import pytest
 
 from broker_worker.amqp.channel import open_channel, plain_channel
-from broker_worker.amqp.connection import Link, connected
+from broker_worker.amqp.connection import Connection, Link, connected
 from broker_worker.amqp.consumer import Subscription
 from broker_worker.amqp.publisher import Publisher
 from broker_worker.amqp.topology import Topology
@@ -24,6 +25,33 @@ SECOND = timedelta(seconds=1)
 Start = Callable[..., Service]
 
 
+class WatchedLink(Link):
+    """Shows how many channels its connection has."""
+
+    def channels(self) -> int:
+        assert self._connection is not None
+        return len(self._connection.wire.channels)
+
+
+@pytest.fixture
+def link(broker: Broker) -> WatchedLink:
+    return WatchedLink("publish", lambda: broker.url, lambda _: None)
+
+
+@pytest.fixture
+async def publishing(link: WatchedLink, declared: Topology) -> AsyncIterator[Callable[..., Publisher]]:
+    """Start publishers of a test's own making, and stop them after the test."""
+    async with asyncio.TaskGroup() as group:
+
+        def start(**how: Any) -> Publisher:  # noqa: ANN401 - arguments of Publisher
+            publisher = Publisher(link, declared, emit=lambda _: None, **how)
+            group.create_task(publisher.run())
+            return publisher
+
+        yield start
+        await link.close()
+
+
 def copy(**headers: object) -> Outgoing:
     return Outgoing(Kind.COPY, "default", Properties(type="t", headers=headers), b"{}")
 
@@ -32,6 +60,20 @@ async def delete_exchange(url: str, name: str) -> None:
     async with connected(url, "test delete") as connection:
         channel = await open_channel(connection.wire, plain_channel)
         await channel.exchange_delete(name)
+
+
+def event(exchange: str, routing_key: str = "order.billed", body: bytes = b"event") -> Outgoing:
+    properties = Properties(content_type="application/json", headers={"bw-event-id": "e-1"})
+    return Outgoing(Kind.EVENT, routing_key, properties, body, exchange=exchange)
+
+
+async def make_exchange(service: Service, *names: str, key: str = "order.*") -> None:
+    """Declare exchanges of an author's, each bound to the work queue."""
+    async with connected(service.url, "test exchange") as connection:
+        channel = await open_channel(connection.wire, plain_channel)
+        for name in names:
+            await channel.exchange_declare(name, exchange_type="topic")
+            await channel.queue_bind(service.topology.work_queue("default"), name, key)
 
 
 async def test_a_publish_to_a_bound_queue_is_confirmed(serve: Start) -> None:
@@ -237,3 +279,118 @@ async def test_the_delay_is_a_timedelta_of_any_size(serve: Start) -> None:
     )
 
     assert (await service.next()).body == b"soon"
+
+
+# --- events ----------------------------------------------------------------------
+
+
+async def test_an_event_goes_to_its_exchange_as_it_stands(serve: Start, broker: Broker) -> None:
+    service = serve()
+    orders = f"{broker.prefix}.test.orders"
+    await make_exchange(service, orders)
+
+    await service.publisher.publish(event(orders))
+
+    delivery = await service.next()
+    assert (delivery.exchange, delivery.routing_key, delivery.body) == (orders, "order.billed", b"event")
+    assert delivery.properties.headers == {"bw-event-id": "e-1"}
+    assert delivery.properties.content_type == "application/json"
+
+
+async def test_an_event_that_nobody_is_bound_for_is_confirmed(serve: Start, broker: Broker) -> None:
+    service = serve()
+    orders = f"{broker.prefix}.test.orders"
+    await make_exchange(service, orders)
+
+    await service.publisher.publish(event(orders, "nobody.listens"))
+    await service.publisher.publish(event("", "no-such-queue"))
+
+    await service.publish(b"after")
+    assert (await service.next()).body == b"after"
+
+
+async def test_an_event_to_the_default_exchange_reaches_the_queue_of_its_key(serve: Start) -> None:
+    service = serve()
+
+    await service.publisher.publish(event("", service.topology.work_queue("default")))
+
+    assert (await service.next()).exchange == ""
+
+
+async def test_an_event_to_a_missing_exchange_fails_alone_until_it_is_there(
+    serve: Start, broker: Broker
+) -> None:
+    service = serve(prefetch=500)
+    orders, missing = (f"{broker.prefix}.test.{name}" for name in ("orders", "missing"))
+    await make_exchange(service, orders)
+
+    async def lost() -> None:
+        with pytest.raises(PublishError, match="missing"):
+            await service.publisher.publish(event(missing))
+
+    async with asyncio.TaskGroup() as group:
+        for _ in range(50):
+            group.create_task(lost())
+            group.create_task(service.publish(b"copy"))
+            group.create_task(service.publisher.publish(event(orders)))
+
+    bodies = [(await service.next()).body for _ in range(100)]
+    assert sorted(bodies) == [b"copy"] * 50 + [b"event"] * 50
+    await make_exchange(service, missing)
+    await service.publisher.publish(event(missing))
+    assert (await service.next()).exchange == missing
+    assert not any(isinstance(e, ConnectionChanged) and not e.is_up for e in service.events.seen)
+
+
+async def test_an_exchange_of_an_authors_is_not_repaired(
+    broker: Broker, declared: Topology, publishing: Callable[..., Publisher]
+) -> None:
+    repairs = []
+
+    async def declare(_: Connection) -> list[str]:
+        repairs.append("begun")
+        return []
+
+    publisher = publishing(declare=declare)
+
+    with pytest.raises(PublishError, match="missing"):
+        await publisher.publish(event(f"{broker.prefix}.test.missing"))
+    await publisher.publish(event("", "no-such-queue"))
+    before = list(repairs)
+    await delete_exchange(broker.url, declared.delay(SECOND))
+    with pytest.raises(PublishError):
+        await publisher.publish(Outgoing(Kind.COPY, "default", Properties(type="t"), b"{}", SECOND))
+    await publisher.publish(event("", "no-such-queue"))
+
+    assert (before, repairs) == ([], ["begun"])
+
+
+@pytest.mark.parametrize(("exchange", "key"), [("é" * 128, "key"), ("", "é" * 128)], ids=["exchange", "key"])
+async def test_an_event_with_a_name_too_long_fails_alone(serve: Start, exchange: str, key: str) -> None:
+    service = serve()
+
+    with pytest.raises(PublishError, match="more than 255 bytes"):
+        await service.publisher.publish(event(exchange, key))
+
+    await service.publish(b"good")
+    assert (await service.next()).body == b"good"
+
+
+async def test_any_number_of_exchanges_uses_a_bounded_number_of_channels(
+    serve: Start, broker: Broker, publishing: Callable[..., Publisher], link: WatchedLink
+) -> None:
+    service = serve(prefetch=500)
+    names = [f"{broker.prefix}.test.{number}" for number in range(30)]
+    await make_exchange(service, *names)
+    publisher = publishing(most_channels=4)
+
+    for name in names:
+        await publisher.publish(event(name))
+    channels = link.channels()
+    await asyncio.gather(*(publisher.publish(event(name)) for name in names * 10))
+    await publisher.publish(event(f"{broker.prefix}.test.0", body=b"x" * 2_000_000))
+    for name in names:
+        await publisher.publish(event(name))
+
+    assert (channels, link.channels()) == (4, 4)
+    assert len([await service.next() for _ in range(361)]) == 361
