@@ -10,7 +10,7 @@ from broker_worker.events import ConnectionChanged, ConsumerChanged, Event, Life
 from broker_worker.settings import Settings
 from broker_worker.telemetry.health import Check, Health, HealthServer, Probes
 from broker_worker.telemetry.log_subscriber import LogSubscriber
-from broker_worker.telemetry.logs import configure
+from broker_worker.telemetry.logs import configure, is_console
 from broker_worker.telemetry.metrics import MetricsSubscriber
 from broker_worker.telemetry.watchdog import Watchdog
 
@@ -35,7 +35,7 @@ class Observation:
             standing=lambda: self._watchdog.standing,
             blocked_loop_limit=settings.blocked_loop_limit,
         )
-        self.logs = LogSubscriber()
+        self.logs = LogSubscriber(shows_tracebacks=is_console(settings.log_format, sys.stdout))
         self._is_up: dict[tuple[Check, str], bool] = {}
         self._server: HealthServer | None = None
         if settings.http_bind is not None:

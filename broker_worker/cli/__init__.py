@@ -15,6 +15,7 @@ from broker_worker.cli import (
     checks,
     database,
     dead_letters,
+    dev,
     handlers,
     publishing,
     run,
@@ -53,6 +54,7 @@ def _options(
 
 
 run.add_to(app)
+dev.add_to(app)
 checks.add_to(app)
 database.add_to(app)
 app.add_typer(topology.commands, name="topology")

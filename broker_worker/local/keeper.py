@@ -33,18 +33,16 @@ def main(arguments: list[str]) -> int:
         signal.signal(ignored, lambda *_: None)  # not SIG_IGN, which the server would inherit
     as_other = {"user": int(user), "group": int(group), "extra_groups": []} if user else {}
     with subprocess.Popen(  # type: ignore[call-overload]  # no overload takes the three as a mapping
-        command, stdin=subprocess.DEVNULL, cwd=folder, **as_other
+        command, stdin=subprocess.DEVNULL, cwd=folder or None, **as_other
     ) as server:
-        order = wait_for_order(server.pid)
-        if order == STOP:
+        while (order := wait_for_order(server.pid)) == STOP:
             server.send_signal(int(stop_signal))
-            order = wait_for_order(server.pid)
         if order == b"":
             server.send_signal(int(end_signal))
             wait_for_end(server.pid, SECONDS_TO_END)
         server.poll()  # its status, before the adopted ones are reaped
         kill_descendants()
-    if order == b"":
+    if order == b"" and folder:
         shutil.rmtree(folder, ignore_errors=True)
     return int(server.returncode)
 

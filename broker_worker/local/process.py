@@ -7,6 +7,7 @@ import pwd
 import signal
 import subprocess
 import sys
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -42,8 +43,8 @@ class Program:
 
     command: Sequence[str]
     environment: Mapping[str, str]
-    folder: Path  # its working folder; removed when the owner ends
-    log: Path
+    folder: Path | None  # its working folder, removed when the owner ends; None is ours, which stays
+    log: Path | None  # None is where ours goes
     account: Account | None = None
     stop_signal: signal.Signals = signal.SIGTERM  # an orderly end
     end_signal: signal.Signals = signal.SIGKILL  # the fastest end that leaves nothing in the system
@@ -55,11 +56,12 @@ class KeptProcess:
     def __init__(self, program: Program) -> None:
         account = program.account
         user, group = (str(account.user), str(account.group)) if account else ("", "")
+        folder = "" if program.folder is None else str(program.folder)
         signals = [str(int(program.stop_signal)), str(int(program.end_signal))]
-        with program.log.open("ab") as log:
+        with nullcontext() if program.log is None else program.log.open("ab") as log:
             # A session of its own: Ctrl-C is for the owner, who then ends it in order.
             self._keeper = subprocess.Popen(
-                [sys.executable, "-I", "-S", KEEPER, program.folder, user, group, *signals, *program.command],
+                [sys.executable, "-I", "-S", KEEPER, folder, user, group, *signals, *program.command],
                 stdin=subprocess.PIPE,
                 stdout=log,
                 stderr=log,
@@ -82,9 +84,13 @@ class KeptProcess:
         finally:
             self._hang_up()
 
+    def ask(self) -> None:
+        """Ask for an orderly end, without waiting for it; asked again, the program gets the signal again."""
+        self._order(STOP)
+
     def stop(self, seconds: float) -> None:
         """Ask for an orderly end and wait for it; kill what has not ended by then."""
-        self._order(STOP)
+        self.ask()
         try:
             self._keeper.wait(seconds)
         except subprocess.TimeoutExpired:

@@ -41,8 +41,12 @@ WORRYING_PHASES = frozenset({"waiting", "cut_short"})
 class LogSubscriber:
     """Writes events to the log; `summarise` once a minute writes what passed in silence."""
 
-    def __init__(self) -> None:
-        """Follow `configure`: a logger keeps the processors that it was made with."""
+    def __init__(self, *, shows_tracebacks: bool = False) -> None:
+        """Follow `configure`: a logger keeps the processors that it was made with.
+
+        `shows_tracebacks` is for people who read along: of every failed attempt, not of the last alone.
+        """
+        self._shows_tracebacks = shows_tracebacks
         self._log: structlog.stdlib.BoundLogger = structlog.stdlib.get_logger(LOGGER).bind()
         self._counts: Counter[str] = Counter()
         self._in_flight = 0
@@ -116,9 +120,9 @@ class LogSubscriber:
             case Postponed(delay=delay, failure=failure, reason=reason):
                 self._counts["failed"] += 1
                 retry_in = round(delay.total_seconds(), 3)
-                log.warning(
-                    "attempt failed", retry_in_s=retry_in, **_given(reason=reason), **_failure(failure)
-                )
+                traceback = _given(exception=failure.traceback if self._shows_tracebacks else None)
+                fields = {**_given(reason=reason), **_failure(failure), **traceback}
+                log.warning("attempt failed", retry_in_s=retry_in, **fields)
             case Dead(reason=reason, failure=failure):
                 self._counts["dead"] += 1
                 traceback = _given(exception=failure.traceback)

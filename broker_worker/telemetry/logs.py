@@ -50,8 +50,7 @@ def configure(
     masks `secrets`, so that it can learn more of them. Calling it again replaces the former call.
     """
     redactor = Redactor(secrets)
-    is_console = stream.isatty() if log_format == "auto" else log_format == "console"
-    render = Console(has_colors=stream.isatty()) if is_console else render_json
+    render = Console(has_colors=stream.isatty()) if is_console(log_format, stream) else render_json
     handler = _Handler(stream)
     handler.setFormatter(_Formatter(Assembly(redactor, task_fields), render))
     handler.addFilter(is_wanted)
@@ -70,6 +69,11 @@ def configure(
         wrapper_class=structlog.stdlib.BoundLogger,
     )
     return redactor
+
+
+def is_console(log_format: str, stream: TextIO) -> bool:
+    """Whether lines are for people; auto: where `stream` is a terminal."""
+    return stream.isatty() if log_format == "auto" else log_format == "console"
 
 
 def is_wanted(record: logging.LogRecord) -> bool:

@@ -14,6 +14,7 @@ from broker_worker.cli import app
 
 COMMANDS = (
     ("run",),
+    ("dev",),
     ("check",),
     ("migrate",),
     ("grants",),

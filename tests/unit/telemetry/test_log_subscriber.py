@@ -162,3 +162,15 @@ def missing_key() -> KeyError:
     except KeyError as error:
         return error
     raise AssertionError
+
+
+@pytest.mark.parametrize(("shows_tracebacks", "expected"), [(True, FAILURE.traceback), (False, None)])
+def test_a_failed_attempt_shows_its_traceback_to_people_only(
+    lines: Lines, *, shows_tracebacks: bool, expected: str | None
+) -> None:
+    lines.configure()
+    subscriber = LogSubscriber(shows_tracebacks=shows_tracebacks)
+
+    subscriber(finished(Postponed(timedelta(seconds=5), FAILURE)))
+
+    assert lines.only.get("exception") == expected
