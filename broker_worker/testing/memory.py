@@ -16,13 +16,15 @@ from broker_worker.dead_letter import DeadLetter
 from broker_worker.errors import ClaimLostError, DeclaredDeadError
 from broker_worker.message import Message
 from broker_worker.outcome import Outcome, Succeeded
-from broker_worker.outgoing import Outgoing, Owed, copy_outgoing
+from broker_worker.outgoing import Outgoing, Owed, copy_outgoing, event_outgoing
 from broker_worker.ports import Beat, Delivery, Memory
+from broker_worker.sending import Sent, SentEvent, SentTask
 from broker_worker.step import (
     Claim,
     Met,
     Step,
     conflict_letter,
+    letter_of_conflict,
     new_row,
     step_of_decision,
     step_of_loss,
@@ -30,6 +32,7 @@ from broker_worker.step import (
     step_of_outcome,
     step_of_overdue,
     step_of_rescue,
+    step_of_sending,
 )
 from broker_worker.task import (
     WAITING,
@@ -138,6 +141,8 @@ class MemoryStore:
             self._apply(step_of_outcome(claim, outcome, row), result)
             if isinstance(outcome, Succeeded):
                 found.message = claim.message if self._keeps_payloads else None
+                for position, sent in enumerate(outcome.sent):
+                    self._send(claim, sent, position)
         return outcome
 
     async def is_completed(self, claim: Claim) -> bool:
@@ -147,6 +152,20 @@ class MemoryStore:
         row = found.task
         mine = (row.key, row.epoch, row.worker) == (claim.key, claim.epoch, self._worker)
         return mine and row.state is TaskState.SUCCEEDED
+
+    def _send(self, claim: Claim, sent: Sent, position: int) -> None:
+        match sent:
+            case SentTask(message=message):
+                found = self._database.tasks.get(message.task)
+                if found is None:
+                    self._apply(step_of_sending(sent, max_attempts=claim.row.max_attempts))
+                elif found.task.digest != message.digest():
+                    self._owed(self._database.keep(letter_of_conflict(message), worker=self._worker))
+            case SentEvent():
+                outgoing = event_outgoing(
+                    sent, sender=claim.message, key=claim.key, epoch=claim.epoch, position=position
+                )
+                self._owed([self._database.owe(outgoing, worker=self._worker, task=claim.row)])
 
     async def bury(self, letter: DeadLetter, *, is_published: bool = False) -> None:
         self._owed(self._database.keep(letter, worker=self._worker, is_published=is_published))
