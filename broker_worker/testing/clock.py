@@ -11,8 +11,9 @@ import asyncio
 import functools
 import selectors
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterator
 from concurrent.futures import Executor
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from typing import Any, ParamSpec, TypeVar
 
@@ -50,14 +51,17 @@ class VirtualClock:
 class VirtualLoop(asyncio.SelectorEventLoop):
     """An event loop whose time jumps to the next timer when all wait.
 
-    While a thread of an executor works, time passes as it does for the thread: a jump
-    would end its attempt by timeout before it began.
+    While a thread of an executor works, or a socket or pipe is open, time passes as it does
+    for them: a jump would end their attempt by timeout before it began.
     """
 
     def __init__(self) -> None:
         self._virtual_now = 0.0
-        self._threads = 0
-        super().__init__(_JumpingSelector(self))
+        self._holds = 0
+        self._resting: list[asyncio.Future[float | None]] = []
+        self._is_quiet: Callable[[], bool] = lambda: False
+        self._jumping = _JumpingSelector(self)
+        super().__init__(self._jumping)
         # a float of some months can't tell asyncio's own nanosecond apart: a timer would never be due
         self._clock_resolution = 1e-6
 
@@ -70,21 +74,56 @@ class VirtualLoop(asyncio.SelectorEventLoop):
         self._virtual_now += seconds
 
     @property
-    def has_threads_at_work(self) -> bool:
-        """Whether something runs that virtual time can't hurry."""
-        return self._threads > 0
+    def is_held(self) -> bool:
+        """Whether something goes on, or may go on, that virtual time can't hurry."""
+        return self._holds > 0 or (self._jumping.has_others and not self._is_quiet())
+
+    async def rest(self) -> float | None:
+        """Return when nothing is left to do at this moment: the seconds until the next timer, if any.
+
+        Time passes only after it, so what is asked then is asked of a world at rest.
+        """
+        resting = self.create_future()
+        self._resting.append(resting)
+        seconds: float | None = await resting
+        return seconds
+
+    def tell_rest(self, seconds: float | None) -> bool:
+        """Answer those who wait in `rest`; whether there were any."""
+        resting, self._resting = [each for each in self._resting if not each.done()], []
+        for each in resting:
+            each.set_result(seconds)
+        return bool(resting)
+
+    @contextmanager
+    def holding_time(self) -> Iterator[None]:
+        """Let time pass as it does on the wall: for an end of a process, which a loop does not see coming."""
+        self._holds += 1
+        try:
+            yield
+        finally:
+            self._holds -= 1
+
+    @contextmanager
+    def jumping_when(self, is_quiet: Callable[[], bool]) -> Iterator[None]:
+        """Let time jump in spite of open sockets, whenever `is_quiet` says that nobody waits for them."""
+        before, self._is_quiet = self._is_quiet, is_quiet
+        try:
+            yield
+        finally:
+            self._is_quiet = before
 
     def run_in_executor(
         self, executor: Executor | None, func: Callable[..., Returned], *args: object
     ) -> asyncio.Future[Returned]:
         """Run `func` in a thread, in real time."""
         future = super().run_in_executor(executor, func, *args)
-        self._threads += 1
+        self._holds += 1
         future.add_done_callback(self._thread_ended)
         return future
 
     def _thread_ended(self, _: object) -> None:
-        self._threads -= 1
+        self._holds -= 1
 
 
 class _JumpingSelector(selectors.DefaultSelector):  # epoll on Linux
@@ -94,20 +133,31 @@ class _JumpingSelector(selectors.DefaultSelector):  # epoll on Linux
         super().__init__()
         self._loop = loop
 
-    def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
-        if timeout is None or timeout <= 0:
-            return super().select(timeout)
-        if self._loop.has_threads_at_work:
-            return self._select_in_real_time(timeout)
-        ready = super().select(0)
-        if not ready:
-            self._loop.pass_time(timeout)
-        return ready
+    @property
+    def has_others(self) -> bool:
+        """Whether anything is watched beside the loop's own way to be woken."""
+        return len(self.get_map()) > 1
 
-    def _select_in_real_time(self, timeout: float) -> list[tuple[selectors.SelectorKey, int]]:
+    def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
+        if timeout is not None and timeout <= 0:
+            return super().select(timeout)
+        if ready := super().select(0):
+            return ready
+        if self._loop.is_held:
+            return self._select_in_real_time(timeout)
+        if self._loop.tell_rest(timeout):
+            return []
+        if timeout is None:
+            return super().select(None)
+        self._loop.pass_time(timeout)
+        return []
+
+    def _select_in_real_time(self, timeout: float | None) -> list[tuple[selectors.SelectorKey, int]]:
         began = time.monotonic()
         ready = super().select(timeout)
-        self._loop.pass_time(min(time.monotonic() - began, timeout) if ready else timeout)
+        passed = time.monotonic() - began
+        # without anything ready it is the timer's time, whatever the two clocks say
+        self._loop.pass_time(passed if timeout is None else min(passed, timeout) if ready else timeout)
         return ready
 
 
