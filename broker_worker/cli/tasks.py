@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from broker_worker.cli.bar import changes_shown
 from broker_worker.cli.commands import FAILED
 from broker_worker.cli.output import AsJson, Column, fields_of, note, print_fields, print_json, print_rows
 from broker_worker.cli.session import Actor, Name, Queue, parse_past, parse_span, with_database
@@ -111,7 +112,7 @@ def watch(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Print each change of a task until it has ended; exit 0 only if it succeeded.
+    """Print each change of a task until it has ended, its progress too; exit 0 only if it succeeded.
 
     Example: `broker-worker tasks watch order-17 --timeout 5m`
     """
@@ -122,10 +123,11 @@ def watch(
     async def follow(database: Database) -> str | None:
         last = None
         try:
-            async with asyncio.timeout(timeout.total_seconds() if timeout else None):
-                async for task in changes(database, lookup):
-                    last = task.state if task is not None else "unknown"
-                    _print_change(task, as_json=as_json)
+            with changes_shown(as_json=as_json) as show:
+                async with asyncio.timeout(timeout.total_seconds() if timeout else None):
+                    async for task in changes(database, lookup):
+                        last = task.state if task is not None else "unknown"
+                        show(task)
         except TimeoutError:
             note(f"gave up: it is still {last}")
         return last
@@ -136,7 +138,7 @@ def watch(
 
 @commands.command()
 def cancel(id_: Id, actor: Actor, *, queue: Queue = None, name: Name = None, as_json: AsJson = False) -> None:
-    """Cancel a task: at once where it waits; where it runs, no attempt follows this one.
+    """Cancel a task: at once where it waits; where it runs, its worker is asked to stop.
 
     Example: `broker-worker tasks cancel order-17 --actor ada`
     """
@@ -173,13 +175,20 @@ async def changes(database: Database, lookup: TaskLookup) -> AsyncIterator[TaskS
             found = [TaskId(each.task.queue, each.task.name, each.task.id) for each in details]
             raise AmbiguousTaskError(lookup, found)
         task = details[0].task if details else None
-        now = (task.state, task.attempt, task.epoch, task.is_cancel_requested) if task else ("unknown",)
+        now = _watched(task)
         if now != seen:
             seen = now
             yield task
         if task is not None and task.state in ENDED:
             return
         await asyncio.sleep(POLL_INTERVAL)
+
+
+def _watched(task: TaskSummary | None) -> tuple[object, ...]:
+    if task is None:
+        return ("unknown",)
+    progress = (task.progress, task.progress_note)
+    return (task.state, task.attempt, task.epoch, task.is_cancel_requested, *progress)
 
 
 def _intervene(intervention: Callable[[Database], Awaitable[Verdict]], *, as_json: bool) -> None:
@@ -190,19 +199,6 @@ def _intervene(intervention: Callable[[Database], Awaitable[Verdict]], *, as_jso
         typer.echo(f"{verdict.id}: {verdict.detail}")
     if not verdict.is_done:
         raise typer.Exit(FAILED)
-
-
-def _print_change(task: TaskSummary | None, *, as_json: bool) -> None:
-    if as_json:
-        print_json(task if task is not None else {"state": "unknown"})
-    elif task is None:
-        typer.echo("unknown: not received yet, or never sent")
-    else:
-        details = [f"attempt {task.attempt}/{task.max_attempts}"]
-        details += [f"reason {task.reason}"] if task.reason else []
-        details += [task.error_type] if task.error_type else []
-        details += ["asked to stop"] if task.is_cancel_requested else []
-        typer.echo(f"{task.state}: {', '.join(details)}")
 
 
 def _print_detail(detail: TaskDetail) -> None:
