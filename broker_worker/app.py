@@ -23,31 +23,40 @@ from broker_worker.amqp.delivery import AmqpDelivery
 from broker_worker.amqp.publisher import Publisher
 from broker_worker.amqp.topology import Topology
 from broker_worker.clock import SystemClock
-from broker_worker.context import Completion
+from broker_worker.events import ConnectionChanged
 from broker_worker.handler import Limits
 from broker_worker.loading import load_registries
 from broker_worker.observation import Observation
-from broker_worker.ports import Checkpoints, Delivery, Progress
+from broker_worker.ports import Delivery
 from broker_worker.registry import Registry
 from broker_worker.retry import RetryPolicy
+from broker_worker.services.cancels import INTERVAL as CANCELS_INTERVAL
+from broker_worker.services.cancels import Cancels
 from broker_worker.services.heartbeat import INTERVAL as BEAT_INTERVAL
 from broker_worker.services.heartbeat import Heartbeat
 from broker_worker.services.periodic import every
+from broker_worker.services.progress import INTERVAL as PROGRESS_INTERVAL
+from broker_worker.services.progress import ProgressWriter
 from broker_worker.services.pruner import INTERVAL as PRUNE_INTERVAL
 from broker_worker.services.pruner import Pruner, Retention
 from broker_worker.services.relay import Relay
 from broker_worker.services.rescuer import INTERVAL as RESCUE_INTERVAL
 from broker_worker.services.rescuer import Rescuer
 from broker_worker.settings import DeadLetters, Settings, StorePayloads
-from broker_worker.step import Claim
+from broker_worker.store.cancels import CancelStore
+from broker_worker.store.checkpoints import CheckpointStore
+from broker_worker.store.completion import completion
 from broker_worker.store.database import Database
 from broker_worker.store.letters import LetterStore
+from broker_worker.store.notices import Listener
 from broker_worker.store.outbox import OutboxStore
+from broker_worker.store.progress import ProgressStore
 from broker_worker.store.pruning import PruningStore
 from broker_worker.store.rescue import RescueStore
 from broker_worker.store.schema import check_schema, migrate
 from broker_worker.store.statistics import oldest_waiting, open_letters, outbox_gauge
 from broker_worker.store.tasks import TaskStore
+from broker_worker.store.transactions import Transactions
 from broker_worker.store.workers import WorkerStore
 from broker_worker.telemetry.metrics import Sample
 from broker_worker.worker.daemon import Daemon, Parts, Signals
@@ -55,6 +64,7 @@ from broker_worker.worker.executor import Executor
 from broker_worker.worker.hands import Tools
 from broker_worker.worker.intake import Intake
 from broker_worker.worker.letters import LetterDelivery, LetterReader
+from broker_worker.worker.processes import ProcessPool
 from broker_worker.worker.processor import Processor, Rules
 from broker_worker.worker.resources import Resources
 from broker_worker.worker.runs import Runs
@@ -110,6 +120,10 @@ class App:
         self.database = Database.open(reveal, schema=schema, pool_size=settings.database_pool_size)
         # the beat has a connection that nothing else can take
         self.beat_database = Database.open(reveal, schema=schema, pool_size=1)
+        # and handlers' transactions have their own, for as long as the handlers may take
+        self.handlers_database = Database.open(
+            reveal, schema=schema, pool_size=settings.transactional_pool_size, command_timeout=None
+        )
         self.outbox = OutboxStore(self.database, worker=self.worker)
         self.workers = WorkerStore(self.beat_database, worker=self.worker)
 
@@ -136,18 +150,33 @@ class App:
             keeps_payloads=settings.store_payloads is StorePayloads.ALL,
         )
         self.resources = Resources(self.registry)
+        self.progress = ProgressWriter(ProgressStore(self.database, worker=self.worker))
+        self.processes = ProcessPool(
+            modules=settings.handlers,
+            limit=sum(settings.queues.values()),
+            max_result_bytes=settings.max_result_bytes,
+            log_level=settings.log_level,
+            log_format=settings.log_format,
+        )
         self.executor = Executor(
             limits=self.limits,
             threads=sum(settings.queues.values()),
             tools=Tools(
                 registry=self.registry,
-                checkpoints=cast("Checkpoints", None),
-                progress=cast("Progress", None),
-                completion=cast("Callable[[Claim, str | None], Completion]", None),
+                checkpoints=CheckpointStore(self.database, worker=self.worker),
+                progress=self.progress,
+                completion=partial(completion, schema=settings.database_schema, worker=self.worker),
                 max_result_bytes=settings.max_result_bytes,
             ),
             resources=self.resources,
             tasks=self.tasks,
+            transactions=Transactions(
+                self.handlers_database,
+                worker=self.worker,
+                owed=self.relay.promptly,
+                keeps_payloads=settings.store_payloads is StorePayloads.ALL,
+            ),
+            processes=self.processes,
             clock=self.clock,
             random=random.random,
         )
@@ -180,6 +209,11 @@ class App:
             on_death=self.signals.fail,
         )
         rescuer = Rescuer(rescues, emit=self.emit)
+        cancels = Cancels(
+            CancelStore(self.database, worker=self.worker),
+            running=self.runs.claims,
+            stop=lambda claim: self.runs.cancel(*claim),
+        )
         consumptions, intakes = [self.consumption], [self.intake]
         if letters := self._letter_queues():
             reader = self._letter_reader()
@@ -199,6 +233,9 @@ class App:
                 self._service("heartbeat", BEAT_INTERVAL, heartbeat.run_once),
                 self._service("rescuer", RESCUE_INTERVAL, rescuer.run_once),
                 self._service("relay", RELAY_INTERVAL, self.relay.run_once),
+                self._service("progress", PROGRESS_INTERVAL, self.progress.run_once),
+                self._service("cancels", CANCELS_INTERVAL, cancels.run_once),
+                *self._listening(cancels),
                 self._service("pruner", PRUNE_INTERVAL, self._pruner().run_once, waits_first=True),
                 self._service("sampler", SAMPLE_INTERVAL, self._sample),
                 self._service("summary", SUMMARY_INTERVAL, self.observation.summarise, waits_first=True),
@@ -208,8 +245,10 @@ class App:
             publish_rest=self.relay.drain,
             leave=self.workers.leave,
             close=(
+                self.processes.close,
                 self.resources.close,
                 self.publisher.close,
+                self.handlers_database.close,
                 self.database.close,
                 self.beat_database.close,
             ),
@@ -224,6 +263,18 @@ class App:
             random=random.random,
             emit=self.emit,
         )
+
+    def _listening(self, cancels: Cancels) -> list[Callable[[], Awaitable[None]]]:
+        """Hear of cancels at once, where there is a way past poolers."""
+        if not self.settings.database_direct_url.is_set:
+            return []
+        listener = Listener(
+            self.settings.database_direct_url.reveal,
+            schema=self.settings.database_schema,
+            on_notice=cancels.notice,
+            on_change=lambda is_up, detail: self.emit(ConnectionChanged("listen", is_up, detail)),
+        )
+        return [listener.run, self._service("cancels", timedelta(0), cancels.run_noticed)]
 
     def _pruner(self) -> Pruner:
         settings = self.settings

@@ -65,6 +65,8 @@ class Observation:
         match event:
             case ConnectionChanged(link="database", is_up=is_up, detail=detail):
                 self._note(Check.DATABASE, "database", is_up=is_up, detail=detail)
+            case ConnectionChanged(link="listen"):
+                pass  # only saves time: the daemon polls as well
             case ConnectionChanged(link=link, is_up=is_up, detail=detail):
                 self._note(Check.BROKER, link, is_up=is_up, detail=detail)
             case ConsumerChanged(queue=queue, is_up=is_up, detail=detail):

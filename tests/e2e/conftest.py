@@ -58,6 +58,7 @@ class Service:
             **{f"BROKER_WORKER_{name}": value for name, value in ours.items()},
             "TEST_RUNS": str(self.runs_file),
             "TEST_GATE": str(self.gate),
+            "TEST_DATABASE": self.database_url,
         }
 
     def start(self, *, ready: bool = True, **settings: str) -> DaemonProcess:

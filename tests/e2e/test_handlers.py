@@ -221,3 +221,15 @@ def test_a_handlers_commit_whose_reply_is_lost_has_one_effect(
     assert effects(authored) == ["t-1"]
     assert authored.task("t-1")["attempt"] == 1
     assert authored.runs() == {"t-1": runs, "sent-by-t-1": 1}
+
+
+def test_a_completion_commits_the_end_of_a_task_by_another_driver(authored: Service) -> None:
+    authored.start()
+    authored.publish(message("effect.psycopg", "t-1"), message("effect.forgotten", "t-2"))
+
+    authored.until_states(succeeded=1, dead=1)
+    authored.until_rest()
+
+    assert effects(authored) == ["t-1"]
+    assert authored.task("t-1")["result"] == '"by psycopg"'
+    assert authored.task("t-2")["error_type"] == "NotCompletedError"

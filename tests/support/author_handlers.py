@@ -9,6 +9,7 @@ import signal
 import time
 from pathlib import Path
 
+import psycopg
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncSession
 
@@ -136,3 +137,20 @@ async def failing_effect(session: AsyncSession, context: Context) -> None:
 async def sent(by: str, context: Context) -> str:
     note(context)
     return by
+
+
+@registry.task("effect.psycopg")
+def effect_by_another_driver(context: SyncContext) -> str:
+    """Commits its effect and its end in a transaction of a driver that the worker does not know."""
+    note(context)
+    with psycopg.connect(os.environ["TEST_DATABASE"]) as connection:
+        connection.execute("INSERT INTO effects (task_id) VALUES (%s)", (context.task_id,))
+        completion = context.completion("by psycopg")
+        connection.execute(completion.sql, completion.parameters)
+    return "not the result: that was given with the completion"
+
+
+@registry.task("effect.forgotten", max_attempts=1)
+def forgotten_completion(context: SyncContext) -> None:
+    note(context)
+    context.completion()
