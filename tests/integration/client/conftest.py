@@ -77,6 +77,13 @@ class Rabbit:
         async with connected(self.url, "test") as connection:
             await declaration.declare(connection, topology)
 
+    async def delete(self, queue: str) -> None:
+        """Delete a queue, and what takes in messages that lead nowhere."""
+        async with connected(self.url, "test") as connection:
+            channel = await connection.wire.channel()
+            await channel.queue_delete(f"{self.prefix}.q.{queue}")
+            await channel.exchange_delete(f"{self.prefix}.unroutable")
+
     async def received(self, queue: str = "default") -> list[Received]:
         """Take everything out of a queue."""
         found: list[Received] = []

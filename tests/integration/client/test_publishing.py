@@ -164,6 +164,19 @@ async def test_a_queue_is_looked_for_again_after_a_failure(rabbit: Rabbit) -> No
     assert len(await rabbit.received("late")) == 1
 
 
+async def test_a_queue_that_went_away_is_noticed_by_the_publish_after_the_one_that_failed(
+    rabbit: Rabbit,
+) -> None:
+    async with rabbit.client() as client:
+        await client.publish("report")
+        await rabbit.delete("default")
+
+        with pytest.raises(NotConfirmedError, match="returned by the broker"):
+            await client.publish("report")
+        with pytest.raises(NotConfirmedError, match="there is no queue"):
+            await client.publish("report")
+
+
 async def test_many_publish_at_once_over_one_connection(rabbit: Rabbit, control: Control) -> None:
     async with rabbit.client() as client:
         ids = await asyncio.gather(*(client.publish("report", number) for number in range(500)))

@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import threading
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -111,15 +111,19 @@ def test_its_thread_ends_when_nobody_has_it_any_more(database_url: str) -> None:
 
 
 def test_closing_ends_the_calls_of_other_threads(database_url: str) -> None:
-    client = SyncClient(database_url=database_url)
-    with ThreadPoolExecutor(1) as threads:
-        waiting = threads.submit(client.wait, "t-1")
-        until("it waits", lambda: client._home._calls)
+    client = SyncClient(database_url=database_url, amqp_url="amqp://127.0.0.1:1/")
+    with ThreadPoolExecutor(2) as threads:
+        calls: list[Future[object]] = [
+            threads.submit(lambda: client.wait("t-1")),
+            threads.submit(lambda: client.publish("report")),
+        ]
+        until("both are under way", lambda: len(client._home._calls) == 2)
 
         client.close()
 
-        with pytest.raises(BrokerWorkerError, match="the client was closed meanwhile"):
-            waiting.result(20)
+        for call in calls:
+            with pytest.raises(BrokerWorkerError, match="the client was closed meanwhile"):
+                call.result(20)
 
 
 def test_a_client_that_was_never_used_is_closed_without_a_thread() -> None:
@@ -167,8 +171,10 @@ from broker_worker.client import SyncClient
 
 client = SyncClient.from_environment()
 client.publish("report", id="parent-1")
+client._home._lock.acquire()  # as another thread does in the middle of a call
 if os.fork() == 0:
-    sys.exit(0)  # an orderly end: what is inherited must not be touched by it either
+    sys.exit(0)  # an orderly end, with all that happens there
+client._home._lock.release()
 os.wait()
 client.publish("report", id="parent-2")
 print("done")

@@ -177,9 +177,15 @@ async def waited_for(client: Client, inbox: Inbox, *, marks: bool) -> TaskState:
 
 async def test_without_a_direct_url_a_wait_looks_and_marks_nothing(database_url: str) -> None:
     async with opened(database_url) as inbox, Client(database_url=database_url) as client:
-        state = await waited_for(client, inbox, marks=False)
+        claim = await inbox.claim(a_message())
+        with pytest.raises(TimeoutError):
+            await client.wait("t-1", timeout=1)
+        async with asyncio.TaskGroup() as group:
+            wait = group.create_task(client.wait("t-1", timeout=50))
 
-        assert state is TaskState.SUCCEEDED
+            await inbox.tasks.record(claim, Succeeded())
+
+        assert (await wait).state is TaskState.SUCCEEDED
         assert await marked(inbox) == 0
 
 
