@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import replace
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 
 import pytest
 from sqlalchemy import event, text
@@ -155,7 +155,8 @@ async def test_new_tasks_are_claimed_without_a_look_at_checkpoints(postgres: Pos
     event.listen(engine, "before_cursor_execute", lambda *about: statements.append(about[2]))
 
     await worker.claim(MESSAGE)
-    await worker.claim(replace(MESSAGE, task=TASK._replace(id="m-2"), not_after=None), lane=Lane.FREE)
+    in_time = datetime.now(UTC) + timedelta(hours=1)  # which is decided under the row's lock
+    await worker.claim(replace(MESSAGE, task=TASK._replace(id="m-2"), not_after=in_time))
 
     assert statements != []
     assert not any("checkpoints" in statement for statement in statements)

@@ -9,7 +9,7 @@ import pytest
 from sqlalchemy import text
 
 from broker_worker.message import Message, TaskId
-from broker_worker.outcome import Succeeded
+from broker_worker.outcome import Released, Succeeded
 from broker_worker.services.progress import ProgressWriter
 from broker_worker.task import Lane, TaskState
 from tests.support.attempts import progress_of, reports_of
@@ -83,6 +83,19 @@ async def test_what_is_left_at_the_end_of_an_attempt_is_dropped(world: World) ->
     assert (await world.row(TASK)).state is TaskState.SUCCEEDED
 
 
+async def test_a_report_of_the_attempt_before_is_not_taken_for_one_of_the_next(world: World) -> None:
+    worker = await world.join()
+    writer = ProgressWriter(reports_of(world, worker))
+    claim = await worker.claim(MESSAGE)
+    writer.report(claim, 0.9, "nearly")
+    await worker.record(claim, Released())
+    await worker.claim(replace(MESSAGE, epoch=1))
+
+    await writer.run_once()
+
+    assert await progress_of(world, TASK) == (None, None)
+
+
 async def test_an_attempt_that_lost_its_claim_is_not_heard(world: World) -> None:
     worker, other = await world.join(), await world.join()
     lost = await worker.claim(MESSAGE, lane=Lane.HELD)
@@ -133,6 +146,23 @@ async def test_what_the_row_says_already_is_not_written_again(
         versions.add(await version(postgres))
 
     assert len(versions) == 1 + writes
+
+
+async def test_no_index_knows_of_the_progress_so_that_an_update_stays_in_its_page(
+    postgres: PostgresWorld,
+) -> None:
+    async with postgres.admin.transaction() as connection:
+        found = await connection.execute(
+            text(f"""
+                SELECT a.attname FROM pg_depend d
+                JOIN pg_class c ON c.oid = d.objid AND c.relkind = 'i'
+                JOIN pg_attribute a ON a.attrelid = d.refobjid AND a.attnum = d.refobjsubid
+                WHERE d.refobjid = CAST('{SCHEMA}.tasks' AS regclass)""")
+        )
+        indexed = {row.attname for row in found}
+
+    assert {"worker", "has_body", "due_at"} <= indexed  # by what their conditions ask for, too
+    assert not indexed & {"progress", "progress_note"}
 
 
 async def version(world: PostgresWorld) -> str:
