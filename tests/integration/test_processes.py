@@ -253,6 +253,7 @@ async def test_a_line_of_log_says_its_task(pool: ProcessPool, capfd: pytest.Capt
 
 async def test_the_facts_of_the_attempt_are_known(pool: ProcessPool) -> None:
     headers = {"raw": b"\xff", "at": DEADLINE, "ratio": float("inf")}
+    await run(pool, "add_async", {"a": 1, "b": 2})
 
     found = await result(
         pool, "facts", attempt=2, may_be_repeat=True, saved_json='{"page":3}', headers=headers
@@ -266,7 +267,7 @@ async def test_the_facts_of_the_attempt_are_known(pool: ProcessPool) -> None:
         "deadline": DEADLINE.isoformat(),
         "saved": {"page": 3},
         "headers": {name: repr(value) for name, value in headers.items()},
-        "current": "17",
+        "current": "facts",
     }
 
 
@@ -539,7 +540,7 @@ from broker_worker.worker.processes import ProcessPool
 
 async def main():
     pool = ProcessPool(modules=[HANDLERS], limit=1, max_result_bytes=MIB)
-    await run(pool, "wait", {"path": sys.argv[1]})
+    await run(pool, "wait_in_c", {"path": sys.argv[1]})
 
 asyncio.run(main())
 """

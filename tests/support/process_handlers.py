@@ -144,7 +144,7 @@ async def facts(context: Context) -> dict[str, Any]:
         "deadline": context.deadline.isoformat(),
         "saved": context.saved,
         "headers": {name: repr(value) for name, value in context.message.headers.items()},
-        "current": current is not None and current.task_id,
+        "current": current is not None and current.name,
     }
 
 
@@ -206,6 +206,13 @@ def wait(path: str) -> None:
         time.sleep(3600)
 
 
+@registry.task("wait_in_c", process=True)
+def wait_in_c(path: str) -> None:
+    """Wait where no thread of this process can run."""
+    Path(path).write_text(str(os.getpid()))
+    ctypes.PyDLL(None).sleep(90)
+
+
 @registry.task("wait_with_offspring", process=True)
 def wait_with_offspring(path: str) -> None:
     sleeper = subprocess.Popen(["sleep", "3600"])
@@ -265,10 +272,9 @@ def scribble() -> None:
 
 
 def fork_and_die() -> None:
-    """Leave a descendant, in a session of its own, that holds every descriptor open."""
+    """Leave a descendant that holds every descriptor open."""
     if os.fork() == 0:
-        os.setsid()
-        time.sleep(10)
+        time.sleep(90)
         os._exit(0)
     os._exit(7)
 
