@@ -39,6 +39,18 @@ class Limits:
     deadline: timedelta | None = None  # from the first start on
 
 
+def _check_kinds(name: str, kinds: ErrorTypes, *, not_in: ErrorTypes = ()) -> None:
+    for kind in kinds:
+        if not _is_error_type(kind):
+            raise ConfigurationError(f"{name}: {kind!r} is not an exception class")
+        if kind in not_in:
+            raise ConfigurationError(f"{kind.__name__} is both in {name} and in give_up_on")
+
+
+def _is_error_type(kind: object) -> bool:
+    return isinstance(kind, type) and issubclass(kind, BaseException)
+
+
 @dataclass(frozen=True, slots=True)
 class Overrides:
     """Where a handler differs from the settings."""
@@ -54,12 +66,12 @@ class Overrides:
         for name, limit in (("timeout", self.timeout), ("deadline", self.deadline)):
             if limit is not None and not timedelta(0) < limit <= LONGEST_DELAY:
                 raise ConfigurationError(f"{name} must be more than 0 and at most {LONGEST_DELAY.days} days")
-        for kind in (*self.retry_on, *self.give_up_on, *self.policy_by_error):
-            if not isinstance(kind, type):
-                raise ConfigurationError(f"{kind!r} is not an exception class")
-        both = set(self.retry_on) & set(self.give_up_on)
-        if both:
-            raise ConfigurationError(f"{both.pop().__name__} is both in retry_on and in give_up_on")
+        _check_kinds("give_up_on", self.give_up_on)
+        _check_kinds("retry_on", self.retry_on, not_in=self.give_up_on)
+        _check_kinds("policies", tuple(self.policy_by_error), not_in=self.give_up_on)
+        for kind, policy in self.policy_by_error.items():
+            if not isinstance(policy, Policy):
+                raise ConfigurationError(f"policies: that of {kind.__name__} is not a Policy")
 
     def over(self, limits: Limits) -> Limits:
         """Put these over the settings' limits."""
@@ -69,7 +81,7 @@ class Overrides:
             give_up_on=self.give_up_on,
             policy_by_error=self.policy_by_error,
         )
-        return Limits(policy, self.timeout or limits.timeout, self.deadline)
+        return Limits(policy, self.timeout or limits.timeout, self.deadline or limits.deadline)
 
 
 @dataclass(frozen=True, slots=True)

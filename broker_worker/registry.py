@@ -99,10 +99,10 @@ class Registry:
                 _check_name(name)
                 overrides = Overrides(
                     policy=Policy(max_attempts, retry_delay, retry_max_delay, retry_jitter),
-                    timeout=as_duration(timeout),
-                    deadline=as_duration(deadline),
-                    retry_on=_several(retry_on),
-                    give_up_on=_several(give_up_on),
+                    timeout=as_duration(timeout, name="timeout"),
+                    deadline=as_duration(deadline, name="deadline"),
+                    retry_on=_several(retry_on, "retry_on"),
+                    give_up_on=_several(give_up_on, "give_up_on"),
                     policy_by_error=dict((policies or {}).items()),
                 )
                 _check_memory_limit(memory_limit, is_process=process)
@@ -281,13 +281,18 @@ def _context(signature: Signature, where: str, *, is_async: bool) -> tuple[str, 
     return found[0] if found else None
 
 
-def _several(kinds: ErrorType | Sequence[ErrorType]) -> tuple[ErrorType, ...]:
-    return (kinds,) if isinstance(kinds, type) else tuple(kinds)
+def _several(kinds: ErrorType | Sequence[ErrorType], name: str) -> tuple[ErrorType, ...]:
+    if isinstance(kinds, type):
+        return (kinds,)
+    try:
+        return tuple(kinds)
+    except TypeError as error:
+        raise ConfigurationError(f"{name}: {kinds!r} is not an exception class") from error
 
 
 def _place(target: object) -> str:
     if inspect.isclass(target):
-        run = getattr(target, "run", None)
+        run = inspect.getattr_static(target, "run", None)
         if not inspect.isfunction(run):
             raise ConfigurationError(f"{function_name(target)}: a class that is a task has a method run")
         _place(run)

@@ -29,22 +29,24 @@ class Policy:
     jitter: float | None = None  # the part of each wait that is drawn, 0 to 1
 
     def __post_init__(self) -> None:
-        if self.max_attempts is not None and not 1 <= self.max_attempts <= MOST_ATTEMPTS:
-            raise ConfigurationError(f"max_attempts is {self.max_attempts}, allowed are 1 to {MOST_ATTEMPTS}")
-        if self.jitter is not None and not 0 <= self.jitter <= 1:
-            raise ConfigurationError(f"jitter is {self.jitter}, allowed is 0 to 1")
-        delays = [
-            delay for delay in (as_duration(self.delay), as_duration(self.max_delay)) if delay is not None
-        ]
-        if any(not timedelta(0) <= delay <= LONGEST_DELAY for delay in delays):
-            limit = f"negative, or more than {LONGEST_DELAY.days} days"
-            raise ConfigurationError(f"delay and max_delay must not be {limit}")
-        if delays != sorted(delays):
+        attempts, jitter = self.max_attempts, self.jitter
+        if attempts is not None and not _is_number(attempts, int, 1, MOST_ATTEMPTS):
+            raise ConfigurationError(f"max_attempts is {attempts!r}, allowed are 1 to {MOST_ATTEMPTS}")
+        if jitter is not None and not _is_number(jitter, float, 0, 1):
+            raise ConfigurationError(f"jitter is {jitter!r}, allowed is 0 to 1")
+        delay = as_duration(self.delay, name="delay")
+        longest = as_duration(self.max_delay, name="max_delay")
+        for name, wait in (("delay", delay), ("max_delay", longest)):
+            if wait is not None and not timedelta(0) <= wait <= LONGEST_DELAY:
+                limit = f"negative, or more than {LONGEST_DELAY.days} days"
+                raise ConfigurationError(f"{name} must not be {limit}")
+        if delay is not None and longest is not None and delay > longest:
             raise ConfigurationError("delay must not be more than max_delay")
 
     def over(self, policy: RetryPolicy) -> RetryPolicy:
         """Put this over another policy; one of the two delays alone moves the other where they contradict."""
-        given, given_longest = as_duration(self.delay), as_duration(self.max_delay)
+        given = as_duration(self.delay, name="delay")
+        given_longest = as_duration(self.max_delay, name="max_delay")
         delay = given if given is not None else policy.delay
         longest = given_longest if given_longest is not None else max(delay, policy.max_delay)
         return replace(
@@ -67,6 +69,11 @@ class RetryPolicy:
     retry_on: ErrorTypes = ()  # with any, other errors are final
     give_up_on: ErrorTypes = ()
     policy_by_error: Mapping[type[BaseException], Policy] = field(default_factory=dict)
+
+    @property
+    def most_attempts(self) -> int:
+        """The attempts that there can be, with errors whose policy allows more."""
+        return max(self.max_attempts, *(each.max_attempts or 0 for each in self.policy_by_error.values()), 0)
 
     def allows(self, attempt: int) -> bool:
         """Say whether another attempt may follow `attempt` (1 is the first)."""
@@ -136,16 +143,21 @@ def follow_up(
     return Postponed(delay, failure, code)
 
 
-def as_duration(value: timedelta | float | None) -> timedelta | None:
+def as_duration(value: timedelta | float | None, *, name: str) -> timedelta | None:
     """Read a timedelta, or seconds.
 
     Raises:
-        ConfigurationError: it is neither.
+        ConfigurationError: it is neither; the message says `name`.
     """
     try:
         return value if value is None or isinstance(value, timedelta) else timedelta(seconds=value)
     except (TypeError, ValueError, OverflowError) as error:
-        raise ConfigurationError(f"{value!r} is neither a timedelta nor seconds") from error
+        raise ConfigurationError(f"{name} is {value!r}, neither a timedelta nor seconds") from error
+
+
+def _is_number(value: object, kind: type[float], least: float, most: float) -> bool:
+    """Whether a number that somebody wrote is one, and within its bounds."""
+    return isinstance(value, int | kind) and least <= value <= most
 
 
 def _code(error: BaseException) -> Reason | None:

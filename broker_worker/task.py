@@ -130,6 +130,7 @@ class Arrival:
     has_slot: bool = True
     lane: Lane = Lane.FREE
     keeps_reply: bool = False  # the publisher named a reply queue that is allowed
+    most_attempts: int = 0  # that any of the handler's policies by error allows, where that is more
 
 
 # --- decisions -----------------------------------------------------------------
@@ -243,7 +244,7 @@ def meet(row: Task | None, arrival: Arrival, *, holder: Holder, now: datetime, g
             return Duplicate()
         return _begin(row, arrival, now=now, grace=grace)
     if holder is Holder.DEAD:
-        return _take_over(row, arrival)
+        return _take_over(row, arrival, now)
     return _join(row, arrival, holder)
 
 
@@ -269,8 +270,8 @@ def _claim(row: Task | None, arrival: Arrival, now: datetime) -> Decision:
         deadline_at = deadline_of(None, arrival, now)
         return Claimed(attempt=1, epoch=1, deadline_at=deadline_at) if arrival.has_slot else NeedsSlot()
     if is_past(row.deadline_at, now):
-        return Refused(Reason.TIMEOUT, Failure("DeadlineExceeded", "the time for all attempts is over"))
-    if row.attempt >= arrival.max_attempts:  # the policy was tightened while it waited
+        return _too_late()
+    if row.attempt >= max(arrival.max_attempts, arrival.most_attempts):  # the policy was tightened
         return Refused(Reason.ATTEMPTS_EXHAUSTED, Failure("AttemptsExhausted", "no attempts are left"))
     if row.is_crasher and arrival.lane is not Lane.HELD:
         return NeedsLane() if arrival.lane is Lane.FREE else PutOff(delay=LANE_WAIT)
@@ -280,12 +281,14 @@ def _claim(row: Task | None, arrival: Arrival, now: datetime) -> Decision:
     return Claimed(attempt=row.attempt + 1, epoch=row.epoch + 1, deadline_at=deadline_at)
 
 
-def _take_over(row: Task, arrival: Arrival) -> Decision:
+def _take_over(row: Task, arrival: Arrival, now: datetime) -> Decision:
     """Its worker is dead, and the broker gave the message to us."""
     if row.is_cancel_requested:
         return CancelledBefore()
     if row.attempt >= row.max_attempts:
         return Refused(Reason.CRASHED, crash_failure())
+    if is_past(row.deadline_at, now):
+        return _too_late()
     cannot_run_here = arrival.refusal is not None or arrival.poisoning is not None
     if cannot_run_here or arrival.lane is Lane.BUSY:
         return GivenBody()
@@ -328,6 +331,10 @@ def _revive(row: Task | None) -> Reemitted | Refused:
         return Reemitted()
     failure = Failure("DeliveryLimit", f"the broker gave the message up {MAX_POISONINGS} times")
     return Refused(Reason.DELIVERY_LIMIT, failure)
+
+
+def _too_late() -> Refused:
+    return Refused(Reason.TIMEOUT, Failure("DeadlineExceeded", "the time for all attempts is over"))
 
 
 def deadline_of(row: Task | None, arrival: Arrival, now: datetime) -> datetime | None:

@@ -16,7 +16,6 @@ from broker_worker import failpoint
 from broker_worker.context import BaseContext, current_task
 from broker_worker.errors import (
     BrokerWorkerError,
-    ChildCrashedError,
     ClaimLostError,
     CommitUnknownError,
     StoreUnavailableError,
@@ -24,7 +23,7 @@ from broker_worker.errors import (
 from broker_worker.failure import Refusal
 from broker_worker.handler import Handler, Limits, Way
 from broker_worker.middleware import CallNext
-from broker_worker.outcome import Cancelled, Dead, Outcome, Released, Succeeded
+from broker_worker.outcome import Cancelled, Dead, Outcome, Postponed, Reason, Released, Succeeded
 from broker_worker.payload import Arguments
 from broker_worker.ports import ChildProcess, ChildProcesses, Clock, TaskStore, Transactions
 from broker_worker.retry import LONGEST_DELAY, AttemptTimeoutError, follow_up
@@ -53,7 +52,6 @@ class Run:
     hands: AttemptHands
     limits: Limits
     stop: Stop
-    time_left: timedelta | None = None  # until the task's deadline
     child: ChildProcess | None = None
 
 
@@ -107,12 +105,14 @@ class Executor:
         a cancellation by returning or by another error has one.
         """
         run = self._begin(handler, arguments, claim, stop)
-        async with AsyncExitStack() as stack:
-            try:
+        outcome: Outcome | None = None
+        try:
+            async with AsyncExitStack() as stack:
                 run = await self._equip(run, stack)
-            except ChildCrashedError as error:
-                return self._follow_up(run, error)
-            return await self._supervise(run, leave)
+                outcome = await self._supervise(run, leave)
+        except Exception as error:  # noqa: BLE001 - no child, or an adapter's fault: the attempt is over
+            return outcome or self._follow_up(run, error)
+        return outcome
 
     def close(self) -> None:
         """Start no more threads and wait for none: their attempts are over."""
@@ -127,8 +127,7 @@ class Executor:
 
     def _begin(self, handler: Handler, arguments: Arguments, claim: Claim, stop: Stop) -> Run:
         limits = handler.limits(self._limits)
-        now = self._clock.now()
-        time_left = claim.row.deadline_at - now if claim.row.deadline_at is not None else None
+        time_left = self._time_left(claim)
         longest = min(limits.timeout, LONGEST_DELAY if time_left is None else max(time_left, timedelta(0)))
         hands = AttemptHands(claim, handler, stop=stop, tools=self._tools)
         context = handler.context_type(
@@ -136,12 +135,12 @@ class Executor:
             attempt=claim.attempt,
             max_attempts=limits.policy.max_attempts,
             may_be_repeat=claim.may_be_repeat,
-            deadline=now + longest,
+            deadline=self._clock.now() + longest,
             saved_json=claim.saved,
             hands=hands,
         )
         limits = replace(limits, timeout=longest)
-        return Run(handler, arguments, claim, context, hands, limits, stop, time_left)
+        return Run(handler, arguments, claim, context, hands, limits, stop)
 
     async def _equip(self, run: Run, stack: AsyncExitStack) -> Run:
         if run.handler.way is Way.PROCESS:
@@ -163,10 +162,11 @@ class Executor:
 
     async def _supervise(self, run: Run, leave: Callable[[asyncio.Task[Outcome]], None]) -> Outcome:
         """Wait for the attempt, and ask it to end when its time is over or the worker's is."""
+        if run.stop.reason is not None:
+            return self._ended_by(run, asyncio.CancelledError())
         name = f"{run.context.name} {run.context.task_id}"
         inside = asyncio.get_running_loop().create_task(self._attempt(run), name=name)
-        if run.handler.way is not Way.THREAD:  # a thread is only told by its context
-            run.stop.tell(inside.cancel)
+        run.stop.tell(inside.cancel)
         try:
             await asyncio.wait({inside}, timeout=run.limits.timeout.total_seconds())
             if not inside.done():
@@ -178,6 +178,8 @@ class Executor:
             if not inside.done():
                 self._leave(inside)
                 raise
+        if inside.cancelled():  # before its first step, or by the handler itself in its last
+            return self._ended_by(run, asyncio.CancelledError())
         if inside.done():
             return inside.result()
         self._leave(inside)
@@ -197,20 +199,25 @@ class Executor:
         for hook in reversed(run.handler.middleware):
             call = partial(hook, run.context, call)
         try:
-            return await call()
+            outcome = await call()
         except BaseException as error:  # noqa: BLE001 - of a hook, which is the user's code as well
             return self._ended_by(run, error)
+        if not isinstance(outcome, Outcome):
+            wrong = TypeError(f"a middleware returned {type(outcome).__name__} and no outcome")
+            return self._follow_up(run, wrong)
+        return outcome
 
     async def _handle(self, run: Run) -> Outcome:
         try:
             if run.child is not None:
-                return await run.child.run(
+                ended = await run.child.run(
                     run.handler,
                     run.context,
                     limits=run.limits,
                     jitter=self._random(),
-                    time_left=run.time_left,
+                    time_left=self._time_left(run.claim),
                 )
+                return self._within_deadline(run, ended)
             outcome = self._conclude(run, await self._call(run))
             if run.hands.is_completed:
                 return await self._completed(run)
@@ -233,7 +240,8 @@ class Executor:
             keywords[handler.session_parameter] = run.hands.transaction.session
         function = self._resources.function(handler)
         if handler.way is Way.THREAD:
-            returned = await self._run_in_thread(lambda: function(**keywords))
+            with run.stop.unheard():  # a thread can't be cancelled: it asks its context
+                returned = await self._run_in_thread(lambda: function(**keywords))
         else:
             returned = function(**keywords)
         # a plain function may return an awaitable: a coroutine function behind a decorator
@@ -292,8 +300,19 @@ class Executor:
             attempt=run.context.attempt,
             policy=run.limits.policy,
             jitter=self._random(),
-            time_left=run.time_left,
+            time_left=self._time_left(run.claim),
         )
+
+    def _within_deadline(self, run: Run, outcome: Outcome) -> Outcome:
+        """Judge by the time that is left now what a child judged by the time left at its start."""
+        time_left = self._time_left(run.claim)
+        if isinstance(outcome, Postponed) and time_left is not None and outcome.delay >= time_left:
+            return Dead(Reason.TIMEOUT, outcome.failure)
+        return outcome
+
+    def _time_left(self, claim: Claim) -> timedelta | None:
+        """Until the task's deadline, if it has one."""
+        return claim.row.deadline_at - self._clock.now() if claim.row.deadline_at is not None else None
 
 
 @dataclass(frozen=True, slots=True)

@@ -53,9 +53,9 @@ class AttemptHands:
         self._tools.progress.report(self._claim, fraction, note)
 
     async def save(self, state: str) -> None:
-        if len(state) > self._tools.max_result_bytes:
-            limit = self._tools.max_result_bytes
-            raise PayloadError(f"the checkpoint has {len(state)} characters, allowed are {limit} bytes")
+        size, limit = len(state.encode()), self._tools.max_result_bytes
+        if size > limit:
+            raise PayloadError(f"the checkpoint has {size} bytes, allowed are {limit}")
         if self.transaction is not None:
             await self.transaction.save(state)
         else:
@@ -82,6 +82,8 @@ class AttemptHands:
         return name
 
     def complete(self, result: object) -> Completion:
+        if self.transaction is not None:
+            raise BrokerWorkerError("the task ends in the transaction of its handler: return the result")
         if self.sent:
             raise BrokerWorkerError(
                 "what was sent can't be part of a completion: send nothing, or return instead"

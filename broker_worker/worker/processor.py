@@ -67,6 +67,7 @@ class Prepared:
     """What this process could do with a message: run it, or say why not."""
 
     max_attempts: int
+    most_attempts: int = 0  # by the policies for some errors
     deadline: timedelta | None = None
     handler: Handler | None = None
     arguments: Arguments | None = None
@@ -198,7 +199,8 @@ class Processor:
             failure = Failure("UnknownTask", f"no handler is registered for {message.task.name!r}")
             return message, Prepared(policy.max_attempts, refusal=Refusal(Reason.UNKNOWN_TASK, failure))
         limits = handler.limits(self._rules.limits)
-        prepared = Prepared(limits.policy.max_attempts, limits.deadline, handler)
+        policy = limits.policy
+        prepared = Prepared(policy.max_attempts, policy.most_attempts, limits.deadline, handler)
         try:
             return message, replace(prepared, arguments=handler.bind(message.body, message.media_type))
         except Refusal as refusal:
@@ -217,6 +219,7 @@ class Processor:
                 message=message,
                 digest=digest,
                 max_attempts=prepared.max_attempts,
+                most_attempts=prepared.most_attempts,
                 deadline=prepared.deadline,
                 refusal=prepared.refusal,
                 poisoning=delivery.poisoning,

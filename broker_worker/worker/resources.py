@@ -28,14 +28,19 @@ class Resources:
         """Open all resources and make the instances of class handlers. Once open, it does nothing.
 
         Raises:
-            ResourceError: one line that names the one that failed.
+            ResourceError: one line that names the one that failed; what was open is closed.
             ConfigurationError: two need each other.
         """
-        for kind in self._registry.resources:
-            await self._get(kind)
-        for handler in self._registry.handlers:
-            if handler.is_class and handler.name not in self._instance_by_name:
-                self._instance_by_name[handler.name] = self._make(handler)
+        try:
+            for kind in self._registry.resources:
+                await self._get(kind)
+            for handler in self._registry.handlers:
+                if handler.is_class and handler.name not in self._instance_by_name:
+                    self._instance_by_name[handler.name] = self._make(handler)
+        except BaseException:
+            self._opening.clear()
+            await self.close()
+            raise
 
     async def close(self) -> None:
         """Close what is open; safe to repeat."""

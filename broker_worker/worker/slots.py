@@ -18,7 +18,7 @@ class Slots:
     def __init__(self, limit: int, *, on_lost: Callable[[], None] = lambda: None) -> None:
         """Allow `limit` handlers at once; `on_lost` is called when half of the slots are written off."""
         self._free = asyncio.Semaphore(limit)
-        self._bearable = max(1, limit // 2)
+        self._too_many = (limit + 1) // 2  # half of them, rounded up
         self._on_lost = on_lost
         self.lost = 0
 
@@ -41,7 +41,7 @@ class Slots:
         """Count a slot as lost until `run` ends after all."""
         self.lost += 1
         run.add_done_callback(self._regain)
-        if self.lost >= self._bearable:
+        if self.lost >= self._too_many:
             self._on_lost()
 
     def _regain(self, _: object) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from enum import Enum, auto
 
 
@@ -34,3 +35,12 @@ class Stop:
         self._end = end
         if self.reason is not None:
             end()
+
+    @contextmanager
+    def unheard(self) -> Iterator[None]:
+        """Tell nothing while this is entered: what runs then looks at `reason` itself."""
+        end, self._end = self._end, None
+        try:
+            yield
+        finally:
+            self._end = end

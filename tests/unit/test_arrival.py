@@ -93,7 +93,8 @@ class Case:
     holder: Holder = Holder.NOBODY
 
 
-LATER = NOW + timedelta(hours=1)
+HOUR = timedelta(hours=1)
+LATER = NOW + HOUR
 PAST = NOW - timedelta(seconds=1)
 OTHER = replace(CURRENT, digest=b"other")
 CASES = {
@@ -158,6 +159,27 @@ CASES = {
         replace(QUEUED, attempt=MAX_ATTEMPTS),
         replace(CURRENT, max_attempts=9),
         Claimed(MAX_ATTEMPTS + 1, EPOCH + 1),
+    ),
+    "an error's own policy allows more": Case(
+        replace(QUEUED, attempt=MAX_ATTEMPTS),
+        replace(CURRENT, most_attempts=9),
+        Claimed(MAX_ATTEMPTS + 1, EPOCH + 1),
+    ),
+    "new, with a deadline": Case(
+        None, replace(arrival(), deadline=HOUR), Claimed(1, 1, deadline_at=NOW + HOUR)
+    ),
+    "the deadline stays that of the first start": Case(
+        replace(QUEUED, deadline_at=LATER),
+        replace(CURRENT, deadline=2 * HOUR),
+        Claimed(2, EPOCH + 1, deadline_at=LATER),
+    ),
+    "past its deadline": Case(replace(QUEUED, deadline_at=PAST), CURRENT, Refused),
+    "takeover past its deadline": Case(replace(RUNNING, deadline_at=PAST), arrival(), Refused, Holder.DEAD),
+    "takeover keeps the deadline": Case(
+        replace(RUNNING, deadline_at=LATER),
+        replace(arrival(), lane=Lane.HELD, deadline=2 * HOUR),
+        Claimed(2, EPOCH + 1, after_crash=True, deadline_at=LATER),
+        Holder.DEAD,
     ),
     "a crasher asks for the lane": Case(replace(QUEUED, reason=Reason.CRASHED), CURRENT, NeedsLane),
     "a crasher, the lane busy": Case(
@@ -229,6 +251,8 @@ def test_the_arrival_table(case: Case) -> None:
         ("the policy was tightened", Reason.ATTEMPTS_EXHAUSTED),
         ("given up for the third time", Reason.DELIVERY_LIMIT),
         ("takeover, attempts used up", Reason.CRASHED),
+        ("past its deadline", Reason.TIMEOUT),
+        ("takeover past its deadline", Reason.TIMEOUT),
     ],
 )
 def test_a_refusal_of_ours_says_why(case: str, reason: Reason) -> None:

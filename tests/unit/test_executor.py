@@ -20,7 +20,7 @@ from broker_worker.context import Completion, Context, SyncContext, current_task
 from broker_worker.handler import Handler, Limits
 from broker_worker.message import Message, TaskId
 from broker_worker.outcome import Dead, GiveUp, Outcome, Postponed, Reason, Retry, Succeeded
-from broker_worker.ports import TaskStore
+from broker_worker.ports import Clock, TaskStore
 from broker_worker.registry import Registry
 from broker_worker.retry import LONGEST_DELAY, AttemptTimeoutError, RetryPolicy, follow_up
 from broker_worker.step import Claim
@@ -57,7 +57,13 @@ class Store:
 class Bench:
     """An executor, and what its attempts leave."""
 
-    def __init__(self, registry: Registry | None = None, **ports: Any) -> None:  # noqa: ANN401 - ports of the executor
+    def __init__(
+        self,
+        registry: Registry | None = None,
+        *,
+        clock: Clock | None = None,
+        **ports: Any,  # noqa: ANN401 - ports of the executor
+    ) -> None:
         self.store = Store()
         self.left: list[asyncio.Task[Outcome]] = []
         self.registry = registry or Registry()
@@ -75,7 +81,7 @@ class Bench:
             tools=tools,
             resources=self.resources,
             tasks=cast("TaskStore", self.store),
-            clock=SystemClock(),
+            clock=clock or SystemClock(),
             random=lambda: 0.5,
             **ports,
         )

@@ -17,7 +17,7 @@ from broker_worker.failure import Refusal
 from broker_worker.handler import Handler, Limits
 from broker_worker.outcome import Reason
 from broker_worker.registry import Registry
-from broker_worker.retry import RetryPolicy
+from broker_worker.retry import Policy, RetryPolicy
 
 JSON = "application/json"
 DEFAULTS = Limits(RetryPolicy(12, timedelta(seconds=5), timedelta(hours=1)), timedelta(minutes=10))
@@ -396,6 +396,25 @@ def test_one_delay_moves_the_other_where_they_would_contradict(
 )
 def test_impossible_limits_are_refused(options: dict[str, Any]) -> None:
     with pytest.raises(ConfigurationError, match="take_order: "):
+        Registry().task("it", **options)(take_order)
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"timeout": "soon"}, "timeout is 'soon', neither a timedelta nor seconds"),
+        ({"deadline": 0}, "deadline must be more than 0"),
+        ({"retry_on": None}, "retry_on: None is not an exception class"),
+        ({"retry_on": [int]}, "retry_on: <class 'int'> is not an exception class"),
+        ({"retry_on": OSError, "give_up_on": [OSError]}, "OSError is both in retry_on and in give_up_on"),
+        ({"policies": {OSError: Policy()}, "give_up_on": OSError}, "OSError is both in policies and in give"),
+        ({"policies": {OSError: 3}}, "policies: that of OSError is not a Policy"),
+    ],
+)
+def test_limits_that_can_not_be_are_one_line_about_the_function_and_the_parameter(
+    options: dict[str, Any], says: str
+) -> None:
+    with pytest.raises(ConfigurationError, match=f"take_order: {says}"):
         Registry().task("it", **options)(take_order)
 
 

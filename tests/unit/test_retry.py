@@ -1,13 +1,15 @@
 from __future__ import annotations
 
 from datetime import timedelta
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from broker_worker.errors import ChildCrashedError, ConfigurationError
 from broker_worker.outcome import Dead, GiveUp, Postponed, Reason, Retry
-from broker_worker.retry import LONGEST_DELAY, AttemptTimeoutError, RetryPolicy, follow_up
+from broker_worker.retry import LONGEST_DELAY, AttemptTimeoutError, Policy, RetryPolicy, follow_up
 
 jitters = st.floats(0, 1, exclude_max=True)
 attempts = st.integers(1, 10_000)
@@ -118,3 +120,95 @@ def test_a_timeout_is_named_where_another_attempt_follows() -> None:
 
     assert isinstance(outcome, Postponed)
     assert outcome.reason is Reason.TIMEOUT
+
+
+# --- by error --------------------------------------------------------------------
+
+BASE = RetryPolicy(3, timedelta(seconds=10), timedelta(minutes=1))
+
+
+@pytest.mark.parametrize(("jitter", "least", "most"), [(0, 10, 10), (0.5, 5, 10), (1, 0, 10)])
+def test_the_jitter_is_the_part_of_a_wait_that_is_drawn(jitter: float, least: float, most: float) -> None:
+    policy = Policy(jitter=jitter).over(BASE)
+
+    assert policy.backoff(1, jitter=0).total_seconds() == least
+    assert policy.backoff(1, jitter=1).total_seconds() == most
+
+
+def follows(error: BaseException, policy: RetryPolicy, attempt: int = 1) -> str | float:
+    outcome = follow_up(error, attempt=attempt, policy=policy, jitter=1)
+    return outcome.delay.total_seconds() if isinstance(outcome, Postponed) else str(outcome.reason)
+
+
+BY_ERROR = RetryPolicy(
+    3,
+    timedelta(seconds=10),
+    timedelta(minutes=1),
+    retry_on=(OSError,),
+    give_up_on=(FileNotFoundError,),
+    policy_by_error={ConnectionError: Policy(5, delay=100, max_delay=200)},
+)
+
+
+@pytest.mark.parametrize(
+    ("error", "attempt", "expected"),
+    [
+        (OSError(), 1, 10),
+        (ValueError(), 1, "gave_up"),
+        (FileNotFoundError(), 1, "gave_up"),
+        (ConnectionResetError(), 1, 100),
+        (ConnectionResetError(), 4, 200),
+        (ConnectionResetError(), 5, "attempts_exhausted"),
+        (OSError(), 3, "attempts_exhausted"),
+        (ExceptionGroup("of one", [ConnectionError()]), 1, 100),
+        (ExceptionGroup("of two", [ConnectionError(), OSError()]), 1, "gave_up"),
+        (Retry(delay=7), 1, 7),
+        (Retry(), 1, 10),
+        (GiveUp(), 1, "gave_up"),
+        (AttemptTimeoutError(timedelta(seconds=1)), 1, 10),
+        (AttemptTimeoutError(timedelta(seconds=1)), 3, "timeout"),
+        (ChildCrashedError("died"), 1, 10),
+        (ChildCrashedError("died"), 3, "crashed"),
+    ],
+)
+def test_the_most_specific_class_that_is_named_decides(
+    error: BaseException, attempt: int, expected: str | float
+) -> None:
+    assert follows(error, BY_ERROR, attempt) == expected
+
+
+def test_a_subclass_may_be_tried_again_where_its_base_is_given_up() -> None:
+    policy = RetryPolicy(3, timedelta(1), timedelta(1), retry_on=(ConnectionError,), give_up_on=(OSError,))
+
+    assert follows(ConnectionResetError(), policy) == timedelta(1).total_seconds()
+    assert follows(FileNotFoundError(), policy) == "gave_up"
+
+
+def test_the_most_attempts_are_those_of_the_most_patient_policy() -> None:
+    assert (BASE.most_attempts, BY_ERROR.most_attempts) == (3, 5)
+
+
+@pytest.mark.parametrize(("left", "follows_another"), [(10.1, True), (10, False), (-1, False)])
+def test_no_retry_waits_beyond_the_deadline(left: float, *, follows_another: bool) -> None:
+    outcome = follow_up(ValueError(), attempt=1, policy=BASE, jitter=1, time_left=timedelta(seconds=left))
+
+    assert isinstance(outcome, Postponed) == follows_another
+    assert isinstance(outcome, Postponed) or outcome.reason is Reason.TIMEOUT
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"max_attempts": 0}, "max_attempts is 0, allowed are 1 to 1000"),
+        ({"max_attempts": "3"}, "max_attempts is '3', allowed are 1 to 1000"),
+        ({"jitter": 1.1}, "jitter is 1.1, allowed is 0 to 1"),
+        ({"jitter": "all"}, "jitter is 'all', allowed is 0 to 1"),
+        ({"delay": -1}, "delay must not be negative"),
+        ({"max_delay": timedelta.max}, "max_delay must not be negative, or more than 3650 days"),
+        ({"delay": "5 s"}, "delay is '5 s', neither a timedelta nor seconds"),
+        ({"delay": 2, "max_delay": 1}, "delay must not be more than max_delay"),
+    ],
+)
+def test_a_policy_that_can_not_be_is_one_line_about_its_parameter(options: dict[str, Any], says: str) -> None:
+    with pytest.raises(ConfigurationError, match=f"^{says}"):
+        Policy(**options)
