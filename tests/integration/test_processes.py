@@ -234,7 +234,11 @@ async def test_the_last_attempt_is_the_last_in_the_child(pool: ProcessPool) -> N
     assert outcome.reason is Reason.ATTEMPTS_EXHAUSTED
 
 
-async def test_what_a_handler_prints_is_printed(pool: ProcessPool, capfd: pytest.CaptureFixture[str]) -> None:
+async def test_what_a_handler_prints_is_printed(
+    pool: ProcessPool, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("PYTHONUNBUFFERED", raising=False)
+
     outcome = await run(pool, "print", {"text": "hello from a child"})
 
     assert outcome == Succeeded()
