@@ -7,12 +7,15 @@ from dataclasses import replace
 from datetime import timedelta
 
 import pytest
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncConnection
 
 from broker_worker.errors import StoreUnavailableError
 from broker_worker.message import Message, TaskId, decode
 from broker_worker.outcome import Cancelled, Dead, Failure, Outcome, Postponed, Reason, Released, Succeeded
 from broker_worker.outgoing import EVENT_ID, LONGEST_DELAY, Kind, Outgoing
 from broker_worker.sending import SentEvent, SentTask
+from broker_worker.store.sending import PART_ROWS
 from broker_worker.task import CancelledBefore, Claimed, Conflicting, Duplicate, TaskState
 from broker_worker.testing.clock import BEGINNING
 from tests.support.worlds import MAX_ATTEMPTS, PostgresWorld, Worker, World, said
@@ -329,23 +332,71 @@ async def test_more_than_a_worker_can_publish_at_once_is_left_to_all(postgres: P
     await worker.finish(SENDER, Succeeded(None, sent))
 
     found = await other.outbox.take(9999)
-    ids = [owed.id for owed in [*worker.owed, *found]]
-    assert len(worker.owed) > 0
-    assert (len(ids), len(set(ids))) == (1200, 1200)
+    ids = {owed.id for owed in [*worker.owed, *found]}
+    assert (len(worker.owed), len(found), len(ids)) == (PART_ROWS, 1200 - PART_ROWS, 1200)
 
 
-async def test_two_runs_that_send_each_others_task_do_not_wait_for_each_other(
+# --- beside other transactions ---------------------------------------------------
+
+
+async def insert(connection: AsyncConnection, id_: str) -> None:
+    """Make a row of another digest, as another worker's transaction would."""
+    await connection.exec_driver_sql(
+        "INSERT INTO broker_worker.tasks (queue, name, message_id, digest, state, max_attempts) "
+        f"VALUES ('{CHILD.queue}', '{CHILD.name}', '{id_}', 'other', 'queued', 3)"
+    )
+
+
+async def somebody_waits(connection: AsyncConnection) -> None:
+    waiting = "SELECT 1 FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
+    async with asyncio.timeout(20):
+        while not (await connection.execute(text(waiting))).first():
+            await asyncio.sleep(0.01)
+
+
+async def test_a_task_that_is_changed_by_another_transaction_keeps_no_sender_waiting(
     postgres: PostgresWorld,
 ) -> None:
-    workers = [await postgres.join(), await postgres.join()]
-    messages = [numbered(1), numbered(2)]
-    claims = [await worker.claim(message) for worker, message in zip(workers, messages, strict=True)]
+    worker = await postgres.join()
+    await worker.claim(task().message)
 
-    async with asyncio.timeout(60):
-        recorded = await asyncio.gather(
-            workers[0].tasks.record(claims[0], Succeeded(None, (SentTask(messages[1]),))),
-            workers[1].tasks.record(claims[1], Succeeded(None, (SentTask(messages[0]),))),
-        )
+    async with postgres.admin.transaction() as connection:
+        await connection.exec_driver_sql("UPDATE broker_worker.tasks SET state = 'succeeded'")
+        async with asyncio.timeout(5):
+            recorded = await worker.record(await worker.claim(numbered(2)), Succeeded(None, (task(),)))
 
-    assert [isinstance(outcome, Succeeded) for outcome in recorded] == [True, True]
-    assert [worker.owed for worker in workers] == [[], []]
+    assert recorded is not None
+
+
+async def test_an_identity_that_another_takes_at_the_same_time_is_a_dead_letter(
+    postgres: PostgresWorld,
+) -> None:
+    worker = await postgres.join()
+    claim = await worker.claim(SENDER)
+
+    async with asyncio.TaskGroup() as group, postgres.admin.transaction() as connection:
+        await insert(connection, CHILD.id)
+        recording = group.create_task(worker.tasks.record(claim, Succeeded(None, (task(),))))
+        await somebody_waits(connection)
+
+    assert recording.result() is not None
+    assert [letter.reason for letter in await postgres.letters()] == ["conflict"]
+    assert await postgres.owed_epochs() == [0]
+
+
+async def test_identities_are_taken_in_one_order_by_all(postgres: PostgresWorld) -> None:
+    worker = await postgres.join()
+    claim = await worker.claim(SENDER)
+    ids = [f"b-{number:04}" for number in range(PART_ROWS + 100)]
+    sent = tuple(task(id_) for id_ in reversed(ids))
+
+    async with asyncio.TaskGroup() as group, postgres.admin.transaction() as connection:
+        await insert(connection, ids[0])
+        recording = group.create_task(worker.tasks.record(claim, Succeeded(None, sent)))
+        await somebody_waits(connection)
+        await connection.exec_driver_sql("SET LOCAL lock_timeout = '2s'")
+        for id_ in ids[1:]:
+            await insert(connection, id_)  # the other waits before the first, and holds none of these
+
+    assert recording.result() is not None
+    assert len(await postgres.letters()) == len(ids)
