@@ -18,6 +18,7 @@ from broker_worker.errors import (
     BrokerWorkerError,
     ClaimLostError,
     CommitUnknownError,
+    ConfigurationError,
     StoreUnavailableError,
 )
 from broker_worker.failure import Refusal
@@ -154,7 +155,7 @@ class Executor:
                     run.hands.transaction = await stack.enter_async_context(
                         self._transactions.open(run.claim, limit=run.limits.timeout)
                     )
-                except StoreUnavailableError:
+                except (StoreUnavailableError, ConfigurationError):  # or a rotated URL that is no good
                     await patience.pause()
         return run
 
@@ -162,8 +163,6 @@ class Executor:
 
     async def _supervise(self, run: Run, leave: Callable[[asyncio.Task[Outcome]], None]) -> Outcome:
         """Wait for the attempt, and ask it to end when its time is over or the worker's is."""
-        if run.stop.reason is not None:
-            return self._ended_by(run, asyncio.CancelledError())
         name = f"{run.context.name} {run.context.task_id}"
         inside = asyncio.get_running_loop().create_task(self._attempt(run), name=name)
         run.stop.tell(inside.cancel)

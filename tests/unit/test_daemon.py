@@ -127,3 +127,27 @@ async def test_a_step_of_the_end_that_fails_does_not_keep_the_next_from_coming()
     assert end.done == ["prepare", "leave", "close"]
     phases = [event.phase for event in end.events if isinstance(event, LifecycleChanged)]
     assert "cut_short" in phases
+
+
+@in_virtual_time
+async def test_a_daemon_that_gives_up_drains_and_exits_with_one() -> None:
+    end = End()
+    end.signals.give_up("too many handlers could not be ended")
+
+    code = await end.run()
+
+    assert code == 1
+    assert end.done == ["prepare", "publish_rest", "leave", "close"]
+    phases = {event.phase: event.detail for event in end.events if isinstance(event, LifecycleChanged)}
+    assert phases["draining"] == "too many handlers could not be ended"
+
+
+@in_virtual_time
+async def test_giving_up_while_draining_does_not_cut_the_drain_short() -> None:
+    signals = Signals()
+
+    signals.ask("SIGTERM")
+    signals.give_up("too many handlers could not be ended")
+
+    assert (signals.exit_code, signals.reason) == (1, "SIGTERM")
+    assert not signals.hurry.is_set()
