@@ -170,7 +170,7 @@ async def test_bodies_of_finished_tasks_go_and_those_of_others_stay(database_url
 
 async def test_checkpoints_go_with_tasks_that_will_not_run_again(database_url: str) -> None:
     async with opened(database_url) as inbox:
-        store = CheckpointStore(inbox.database, worker=inbox.worker)
+        store = CheckpointStore(inbox.database)
         outcomes: dict[str, Outcome] = {
             "succeeded": Succeeded(),
             "cancelled": Cancelled(),
@@ -196,21 +196,21 @@ async def test_a_walk_of_checkpoints_goes_on_where_it_stopped(
 ) -> None:
     monkeypatch.setattr(pruning, "WINDOW", 2)
     async with opened(database_url) as inbox:
-        for number in range(3):
-            claim = await inbox.claim(a_message(f"t-{number}"))
-            await CheckpointStore(inbox.database, worker=inbox.worker).save(claim, "1")
-            await inbox.tasks.record(claim, Succeeded())
+        for id_ in ("runs", "runs, too", "done"):
+            claim = await inbox.claim(a_message(id_))
+            await CheckpointStore(inbox.database).save(claim, "1")
+        await inbox.tasks.record(claim, Succeeded())
         store = PruningStore(inbox.database)
 
-        turns = [await store.prune_checkpoints() for _ in range(2)]
+        turns = [await store.prune_checkpoints() for _ in range(3)]
 
-        assert [(turn.count, turn.is_more) for turn in turns] == [(2, True), (1, False)]
+        assert [(turn.count, turn.is_more) for turn in turns] == [(0, True), (1, False), (0, True)]
 
 
 async def test_a_checkpoint_goes_with_its_task(database_url: str) -> None:
     async with opened(database_url) as inbox:
         claim = await inbox.claim(a_message())
-        await CheckpointStore(inbox.database, worker=inbox.worker).save(claim, "1")
+        await CheckpointStore(inbox.database).save(claim, "1")
         await inbox.tasks.record(claim, Succeeded())
         await inbox.age(8, key=claim.key)
 
