@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import pytest
 
@@ -82,6 +83,7 @@ async def test_functions_and_classes_get_resources_by_their_annotations(*, is_in
     outer = Registry()
     outer.include(registry)
     here = Bench(outer if is_included else registry)
+    await here.resources.open()
     await here.resources.open()
     by_name = {handler.name: handler for handler in here.registry.handlers}
 
@@ -190,7 +192,7 @@ async def no_resource(size: int) -> AsyncIterator[Pool]:
         (no_resource, "parameter 'size' is not annotated with a resource"),
     ],
 )
-def test_a_factory_that_can_not_be_used_is_one_line(factory: Callable[..., object], says: str) -> None:
+def test_a_factory_that_can_not_be_used_is_one_line(factory: Callable[..., Any], says: str) -> None:
     registry = Registry()
     registry.resource(factory)
 
