@@ -196,10 +196,10 @@ async def test_a_walk_of_checkpoints_goes_on_where_it_stopped(
 ) -> None:
     monkeypatch.setattr(pruning, "WINDOW", 2)
     async with opened(database_url) as inbox:
-        for id_ in ("runs", "runs, too", "done"):
-            claim = await inbox.claim(a_message(id_))
+        claims = [await inbox.claim(a_message(f"t-{number}")) for number in range(3)]
+        for claim in claims:
             await CheckpointStore(inbox.database).save(claim, "1")
-        await inbox.tasks.record(claim, Succeeded())
+        await inbox.tasks.record(claims[-1], Succeeded())
         store = PruningStore(inbox.database)
 
         turns = [await store.prune_checkpoints() for _ in range(3)]
