@@ -24,7 +24,7 @@ from broker_worker.amqp.publisher import Publisher
 from broker_worker.amqp.topology import Topology
 from broker_worker.clock import SystemClock
 from broker_worker.events import ConnectionChanged
-from broker_worker.handler import Limits
+from broker_worker.handler import Limits, Way
 from broker_worker.loading import load_registries
 from broker_worker.observation import Observation
 from broker_worker.ports import Delivery
@@ -149,7 +149,7 @@ class App:
             grace=settings.unknown_task_grace,
             keeps_payloads=settings.store_payloads is StorePayloads.ALL,
         )
-        self.resources = Resources(self.registry)
+        self.resources = Resources(self.registry, ways=(Way.LOOP, Way.THREAD))
         self.progress = ProgressWriter(ProgressStore(self.database, worker=self.worker))
         self.processes = ProcessPool(
             modules=settings.handlers,
@@ -163,7 +163,7 @@ class App:
             threads=sum(settings.queues.values()),
             tools=Tools(
                 registry=self.registry,
-                checkpoints=CheckpointStore(self.database, worker=self.worker),
+                checkpoints=CheckpointStore(self.database),
                 progress=self.progress,
                 completion=partial(completion, schema=settings.database_schema, worker=self.worker),
                 max_result_bytes=settings.max_result_bytes,
@@ -306,6 +306,9 @@ class App:
             await migrate(self.database)
         await check_schema(self.database)
         await self.resources.open()
+        if any(handler.way is Way.PROCESS for handler in self.registry.handlers):
+            async with self.processes.child():  # one that can't start shows now, and the first waits for none
+                pass
         await self.workers.register(name=self.name, release=RELEASE)
 
     async def _process(self, delivery: Delivery) -> None:

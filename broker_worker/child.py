@@ -35,7 +35,7 @@ from broker_worker.errors import (
 )
 from broker_worker.failure import MAX_MESSAGE_BYTES, Refusal, clean
 from broker_worker.framing import read_frame, write_frame
-from broker_worker.handler import Handler
+from broker_worker.handler import Handler, Way
 from broker_worker.loading import load_registries
 from broker_worker.outcome import Dead, Outcome, Released, Succeeded
 from broker_worker.registry import Registry
@@ -256,7 +256,7 @@ class Bench:
         """
         sys.path[:] = start.path
         registry = load_registries(start.modules)
-        bench = cls(line, runner, registry, Resources(registry), start.max_result_bytes)
+        bench = cls(line, runner, registry, Resources(registry, ways=(Way.PROCESS,)), start.max_result_bytes)
         if bench.has_resources:
             runner.run(bench.resources.open())
         return bench

@@ -15,11 +15,12 @@ from uuid import uuid4
 from pydantic import TypeAdapter
 
 from broker_worker.errors import BrokerWorkerError
-from broker_worker.message import Message, TaskId
+from broker_worker.message import Message, TaskId, check_identity
 from broker_worker.payload import Injected
 from broker_worker.sending import Sent, SentEvent, SentTask, write_payload
 
 T = TypeVar("T")
+MAX_SHORT_BYTES = 255  # of a short string in AMQP 0-9-1 (section 4.2.5.3)
 AnyHandler = Callable[..., object]
 
 
@@ -185,15 +186,18 @@ class BaseContext(Injected):
             raise ValueError("the delay of a task is not negative")
         message = Message(
             task=identity,
-            body=write_payload(payload),
+            body=write_payload({} if payload is None else payload),
             content_type="application/json",
             correlation_id=self.message.correlation_id,
             headers=self.message.inherited_headers,
         )
+        check_identity(identity)
         self.hands.send(SentTask(message, wait))
         return identity.id
 
     def _send_event(self, payload: object, exchange: str, routing_key: str) -> None:
+        if max(len(name.encode()) for name in (exchange, routing_key)) > MAX_SHORT_BYTES:
+            raise ValueError(f"an exchange and a routing key have at most {MAX_SHORT_BYTES} bytes")
         self.hands.send(SentEvent(exchange, routing_key, write_payload(payload)))
 
 

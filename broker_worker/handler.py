@@ -109,6 +109,11 @@ class Handler:
         """Whether it is a class, made once in each process that runs it."""
         return self.resource_by_field is not None
 
+    @property
+    def resource_types(self) -> frozenset[type]:
+        """What it asks for by parameters of its own or of its constructor."""
+        return frozenset({*self.resource_by_parameter.values(), *(self.resource_by_field or {}).values()})
+
     def bind(self, body: bytes, media_type: str) -> Arguments:
         """Turn a body into keyword arguments (all but the context).
 

@@ -24,6 +24,7 @@ MAX_HEADER_BYTES = 64 * 1024  # a frame holds 128 KiB by default; copies and dea
 MAX_EPOCH = 2**31 - 1  # a Postgres integer
 TEXT_ENCODINGS = frozenset({"", "utf-8", "utf8", "identity"})
 INHERITED = ("traceparent", "tracestate", "tenant-id")  # by what a task sends
+QUEUE_NAME = re.compile(r"[A-Za-z0-9_-]{1,100}")  # a dot would be a routing key's
 TRACEPARENT = re.compile("[0-9a-f]{2}-([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}.*")
 TASK_ID = "bw-task-id"
 EPOCH = "bw-epoch"
@@ -349,6 +350,19 @@ def _task_id(properties: Properties) -> str | None:
     if found is None or found == "":
         return None
     return _text(found, what="the task id", longest=MAX_ID_LENGTH)
+
+
+def check_identity(task: TaskId) -> None:
+    """See that a task that we send ourselves can be read where it arrives.
+
+    Raises:
+        ContractError: its name, id or queue can't be.
+    """
+    if not QUEUE_NAME.fullmatch(task.queue):
+        raise ContractError(f"{task.queue!r} is no queue's name: 1 to 100 letters, digits, - and _")
+    for value, what, longest in ((task.name, "name", MAX_NAME_LENGTH), (task.id, "id", MAX_ID_LENGTH)):
+        if not _text(value, what=f"the task {what}", longest=longest).strip():
+            raise ContractError(f"the task {what} is empty")
 
 
 def _text(value: object, *, what: str, longest: int) -> str:

@@ -203,8 +203,8 @@ class ChildProcess(Protocol):
 class ChildProcesses(Protocol):
     """Processes for attempts, made when they are needed and used again."""
 
-    def child(self) -> AbstractAsyncContextManager[ChildProcess]:
-        """Take one that is idle, or a new one.
+    def child(self, *, memory_limit: int | None) -> AbstractAsyncContextManager[ChildProcess]:
+        """Take one that is idle and holds little of `memory_limit` bytes, or a new one.
 
         Raises:
             ChildCrashedError: at the entry, it can't start.

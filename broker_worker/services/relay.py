@@ -32,9 +32,11 @@ class Relay:
         self._results = asyncio.Event()
 
     def promptly(self, owed: Sequence[Owed]) -> None:
-        """Publish rows that were just committed; what does not fit into memory waits for `run_once`."""
+        """Publish rows that were just committed; what does not fit into memory is left to any relay."""
         room = REMEMBERED - len(self._waiting)
         self._waiting.extend(owed[:room])
+        self._refused.extend(each.id for each in owed[room:])
+        self._results.set()
         self._work.set()
 
     async def run_once(self) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from uuid import UUID
 
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
@@ -14,11 +13,10 @@ from broker_worker.store.database import Database
 
 
 class CheckpointStore:
-    """Saves for the attempts of one worker; satisfies `Checkpoints`."""
+    """Saves; satisfies `Checkpoints`."""
 
-    def __init__(self, database: Database, *, worker: UUID) -> None:
+    def __init__(self, database: Database) -> None:
         self._database = database
-        self._worker = worker
 
     async def save(self, claim: Claim, state: str) -> None:
         """Commit `state`, JSON, in place of the one before. Repeatable.
@@ -30,22 +28,29 @@ class CheckpointStore:
             StoreUnavailableError: whether it was written is not known.
             StoreDataError: Postgres refuses it.
         """
-        schema = self._database.schema
         async with self._database.transaction() as connection:
-            saved = await connection.execute(
-                text(f"""
-                    INSERT INTO {schema}.checkpoints AS c (task_key, state)
-                    SELECT t.key, CAST(CAST(:state AS text) AS json) FROM {schema}.tasks t
-                    WHERE t.key = :key AND t.epoch = :epoch AND t.worker = :worker AND t.state = 'running'
-                    FOR NO KEY UPDATE
-                    ON CONFLICT (task_key) DO UPDATE SET state = excluded.state, saved_at = now()
-                    RETURNING c.task_key"""),
-                {"state": state, "key": claim.key, "epoch": claim.epoch, "worker": self._worker},
-            )
-            if saved.first() is None:
-                raise ClaimLostError(
-                    "the checkpoint was not saved: the attempt is not this worker's any more"
-                )
+            await save_checkpoint(connection, self._database.schema, claim, state, lock="FOR NO KEY UPDATE")
+
+
+async def save_checkpoint(
+    connection: AsyncConnection, schema: str, claim: Claim, state: str, *, lock: str = ""
+) -> None:
+    """Save within the caller's transaction, where the claim holds; the row of the task is locked by `lock`.
+
+    Raises:
+        ClaimLostError: the attempt is not ours any more; nothing was written.
+    """
+    saved = await connection.execute(
+        text(f"""
+            INSERT INTO {schema}.checkpoints AS c (task_key, state)
+            SELECT t.key, CAST(CAST(:state AS text) AS json) FROM {schema}.tasks t
+            WHERE t.key = :key AND t.epoch = :epoch AND t.worker = :worker AND t.state = 'running' {lock}
+            ON CONFLICT (task_key) DO UPDATE SET state = excluded.state, saved_at = now()
+            RETURNING c.task_key"""),
+        {"state": state, "key": claim.key, "epoch": claim.epoch, "worker": claim.row.worker},
+    )
+    if saved.first() is None:
+        raise ClaimLostError("the checkpoint was not saved: the attempt is not this worker's any more")
 
 
 async def load_checkpoints(connection: AsyncConnection, schema: str, keys: Sequence[int]) -> dict[int, str]:

@@ -33,7 +33,7 @@ class AmbiguousTaskError(BrokerWorkerError):
 
     def __init__(self, lookup: TaskLookup, tasks: Sequence[TaskId]) -> None:
         found = ", ".join(f"queue {task.queue} name {task.name}" for task in tasks)
-        super().__init__(f"several tasks {lookup}: say which by --queue and --name; there are {found}")
+        super().__init__(f"several tasks {lookup}: say which by queue and name; there are {found}")
 
 
 async def cancel_task(database: Database, lookup: TaskLookup, *, actor: str) -> Verdict:

@@ -21,6 +21,7 @@ NEWEST = "0002"
 LOCK_KEY = 0x62776D67  # one migration at a time; any number that is ours
 NO_RIGHT = "42501"
 NOT_THERE = frozenset({"42P01", "3F000"})  # undefined table, undefined schema
+COMPLETE = "complete(bigint, integer, uuid, json, text)"  # for handlers that commit by themselves
 TABLES = ("tasks", "payloads", "attempts", "checkpoints", "dead_letters", "outbox", "workers")
 
 
@@ -74,6 +75,7 @@ def grants_sql(schema: str, role: str) -> str:
         f'GRANT SELECT, INSERT ON "{schema}".audit TO "{role}";',
         f'GRANT SELECT ON "{schema}".{VERSION_TABLE} TO "{role}";',
         f'GRANT USAGE ON ALL SEQUENCES IN SCHEMA "{schema}" TO "{role}";',
+        f'GRANT EXECUTE ON FUNCTION "{schema}".{COMPLETE} TO "{role}";',
     )
     return "\n".join(lines) + "\n"
 

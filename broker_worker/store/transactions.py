@@ -32,6 +32,7 @@ from broker_worker.errors import (
 from broker_worker.outcome import Succeeded
 from broker_worker.outgoing import Owed
 from broker_worker.step import Claim
+from broker_worker.store.checkpoints import save_checkpoint
 from broker_worker.store.database import COMMAND_TIMEOUT, Database, first_line, sqlstate, unavailability
 from broker_worker.store.outcomes import MARK, Ending, Successes
 
@@ -101,6 +102,7 @@ class Transaction:
         *,
         claim: Claim,
         fence: str,
+        schema: str,
         successes: Successes,
         owed: Callable[[list[Owed]], None],
     ) -> None:
@@ -108,25 +110,28 @@ class Transaction:
         self._transaction = transaction
         self._claim = claim
         self._fence = fence
+        self._schema = schema
         self._successes = successes
         self._owed = owed
+        self._checkpoint: str | None = None
         self._session = HandlerSession(connection, join_transaction_mode="rollback_only")
 
     @property
     def session(self) -> AsyncSession:
         return self._session
 
-    async def save(self, state: str) -> None:  # noqa: ARG002 - the port's; see below
-        """See that the claim still holds, and keep nothing.
+    async def save(self, state: str) -> None:
+        """Keep a checkpoint for the commit, the last one given.
 
-        A checkpoint is for the next attempt. This one would be committed with the task's
-        success, after which there is none; and its row would hold a lock on the task meanwhile.
+        It is not written before: its foreign key would hold a lock on the task meanwhile, and
+        an operator's cancel would wait for it.
 
         Raises:
             ClaimLostError: the attempt is not ours any more.
         """
         if not await self._successes.is_claimed(self._connection, self._claim):
             raise ClaimLostError("the attempt is not this worker's any more")
+        self._checkpoint = state
 
     async def commit(self, outcome: Succeeded) -> None:
         """Flush, write what is owed and the outcome, and commit.
@@ -150,6 +155,8 @@ class Transaction:
     async def _write(self, ending: Ending) -> list[Owed]:
         await self._session.flush()
         await self._check_is_ours()
+        if self._checkpoint is not None:
+            await save_checkpoint(self._connection, self._schema, self._claim, self._checkpoint)
         owed = await self._successes.owe(self._connection, [ending])
         if not await self._successes.finish(self._connection, [ending], within=self._fence):
             raise ClaimLostError("the attempt is not this worker's any more: its transaction is rolled back")
@@ -214,7 +221,13 @@ class Transactions:
                     raise StoreUnavailableError(detail) from error
                 raise
             transaction = Transaction(
-                connection, begun, claim=claim, fence=fence, successes=self._successes, owed=self._owed
+                connection,
+                begun,
+                claim=claim,
+                fence=fence,
+                schema=self._database.schema,
+                successes=self._successes,
+                owed=self._owed,
             )
             try:
                 yield transaction

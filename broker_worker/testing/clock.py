@@ -20,6 +20,7 @@ from typing import Any, ParamSpec, TypeVar
 Parameters = ParamSpec("Parameters")
 Returned = TypeVar("Returned")
 
+GLANCE = 0.02  # seconds of real time
 BEGINNING = datetime(2030, 1, 1, tzinfo=UTC)
 
 
@@ -88,6 +89,11 @@ class VirtualLoop(asyncio.SelectorEventLoop):
         seconds: float | None = await resting
         return seconds
 
+    @property
+    def has_resting(self) -> bool:
+        """Whether anybody waits in `rest`."""
+        return bool(self._resting)
+
     def tell_rest(self, seconds: float | None) -> bool:
         """Answer those who wait in `rest`; whether there were any."""
         resting, self._resting = [each for each in self._resting if not each.done()], []
@@ -153,11 +159,17 @@ class _JumpingSelector(selectors.DefaultSelector):  # epoll on Linux
         return []
 
     def _select_in_real_time(self, timeout: float | None) -> list[tuple[selectors.SelectorKey, int]]:
+        wait = timeout
+        if self._loop.has_resting and (timeout is None or timeout > GLANCE):
+            wait = GLANCE  # who waits for rest looks now and then, too: a thread may work until it is told
         began = time.monotonic()
-        ready = super().select(timeout)
+        ready = super().select(wait)
         passed = time.monotonic() - began
         # without anything ready it is the timer's time, whatever the two clocks say
-        self._loop.pass_time(passed if timeout is None else min(passed, timeout) if ready else timeout)
+        is_due = timeout is not None and wait == timeout and not ready
+        self._loop.pass_time(timeout if is_due and timeout else min(passed, timeout or passed))
+        if not ready:
+            self._loop.tell_rest(0.0)
         return ready
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 from collections.abc import Iterator, Mapping
 from datetime import datetime
 from functools import partial
@@ -13,6 +14,7 @@ from broker_worker.events import AttemptFinished, Event, PublishFailed, ServiceF
 from broker_worker.handler import Limits, Way
 from broker_worker.outcome import Dead, Postponed
 from broker_worker.outgoing import Owed
+from broker_worker.payload import Function
 from broker_worker.registry import Registry
 from broker_worker.retry import RetryPolicy
 from broker_worker.services.relay import Relay
@@ -231,7 +233,13 @@ def _fault(event: Event) -> HarnessError | None:
 
 def _modules(registry: Registry) -> list[str]:
     """Where a child process finds the handlers that run in one: they have to be importable there."""
-    return sorted({each.target.__module__ for each in registry.handlers if each.way is Way.PROCESS})
+    return sorted({_module(each.target) for each in registry.handlers if each.way is Way.PROCESS})
+
+
+def _module(target: Function) -> str:
+    """The name to import it by, also where it was started by `python -m`."""
+    spec = getattr(sys.modules.get(target.__module__), "__spec__", None)
+    return spec.name if spec is not None else target.__module__
 
 
 def _limits(settings: Settings) -> Limits:

@@ -52,8 +52,8 @@ class Run:
     context: BaseContext
     hands: AttemptHands
     limits: Limits
-    stop: Stop
     child: ChildProcess | None = None
+    fault: Exception | None = None  # why it can't begin
 
 
 class Executor:
@@ -105,14 +105,17 @@ class Executor:
         gave in or was left behind; the attempt then has no outcome. A handler that answers
         a cancellation by returning or by another error has one.
         """
-        run = self._begin(handler, arguments, claim, stop)
+        hands = AttemptHands(claim, handler, stop=stop, tools=self._tools)
         outcome: Outcome | None = None
         try:
             async with AsyncExitStack() as stack:
-                run = await self._equip(run, stack)
+                child = await self._equip(handler, claim, hands, stack)
+                run = self._begin(handler, arguments, claim, hands, child=child)
                 outcome = await self._supervise(run, leave)
         except Exception as error:  # noqa: BLE001 - no child, or an adapter's fault: the attempt is over
-            return outcome or self._follow_up(run, error)
+            if outcome is None:  # the hooks are to see it, too
+                run = self._begin(handler, arguments, claim, hands, fault=error)
+                outcome = await self._supervise(run, leave)
         return outcome
 
     def close(self) -> None:
@@ -126,38 +129,57 @@ class Executor:
 
     # --- before its time begins ----------------------------------------------------------
 
-    def _begin(self, handler: Handler, arguments: Arguments, claim: Claim, stop: Stop) -> Run:
-        limits = handler.limits(self._limits)
-        time_left = self._time_left(claim)
-        longest = min(limits.timeout, LONGEST_DELAY if time_left is None else max(time_left, timedelta(0)))
-        hands = AttemptHands(claim, handler, stop=stop, tools=self._tools)
+    async def _equip(
+        self, handler: Handler, claim: Claim, hands: AttemptHands, stack: AsyncExitStack
+    ) -> ChildProcess | None:
+        """Get what the attempt runs in or with, for as long as it takes."""
+        if handler.way is Way.PROCESS:
+            assert self._processes is not None  # noqa: S101 - app.py gives them where a handler wants them
+            return await stack.enter_async_context(self._processes.child(memory_limit=handler.memory_limit))
+        if handler.session_parameter is None:
+            return None
+        assert self._transactions is not None  # noqa: S101 - likewise
+        patience = Patience(self._clock, self._random)
+        while not hands.is_cancelled:
+            limit = self._limits_of(handler, claim).timeout
+            try:
+                hands.transaction = await stack.enter_async_context(
+                    self._transactions.open(claim, limit=limit)
+                )
+                break
+            except (StoreUnavailableError, ConfigurationError):  # or a rotated URL that is no good
+                await patience.pause()
+        return None
+
+    def _begin(
+        self,
+        handler: Handler,
+        arguments: Arguments,
+        claim: Claim,
+        hands: AttemptHands,
+        *,
+        child: ChildProcess | None = None,
+        fault: Exception | None = None,
+    ) -> Run:
+        """Fix the attempt's time: it begins now."""
+        limits = self._limits_of(handler, claim)
         context = handler.context_type(
             message=claim.message,
             attempt=claim.attempt,
             max_attempts=limits.policy.max_attempts,
             may_be_repeat=claim.may_be_repeat,
-            deadline=self._clock.now() + longest,
+            deadline=self._clock.now() + limits.timeout,
             saved_json=claim.saved,
             hands=hands,
         )
-        limits = replace(limits, timeout=longest)
-        return Run(handler, arguments, claim, context, hands, limits, stop)
+        return Run(handler, arguments, claim, context, hands, limits, child, fault)
 
-    async def _equip(self, run: Run, stack: AsyncExitStack) -> Run:
-        if run.handler.way is Way.PROCESS:
-            assert self._processes is not None  # noqa: S101 - app.py gives them where a handler wants them
-            return replace(run, child=await stack.enter_async_context(self._processes.child()))
-        if run.handler.session_parameter is not None:
-            assert self._transactions is not None  # noqa: S101 - likewise
-            patience = Patience(self._clock, self._random)
-            while run.hands.transaction is None:
-                try:
-                    run.hands.transaction = await stack.enter_async_context(
-                        self._transactions.open(run.claim, limit=run.limits.timeout)
-                    )
-                except (StoreUnavailableError, ConfigurationError):  # or a rotated URL that is no good
-                    await patience.pause()
-        return run
+    def _limits_of(self, handler: Handler, claim: Claim) -> Limits:
+        """What counts for an attempt that begins now."""
+        limits = handler.limits(self._limits)
+        time_left = self._time_left(claim)
+        longest = LONGEST_DELAY if time_left is None else max(time_left, timedelta(0))
+        return replace(limits, timeout=min(limits.timeout, longest))
 
     # --- from outside --------------------------------------------------------------------
 
@@ -165,14 +187,14 @@ class Executor:
         """Wait for the attempt, and ask it to end when its time is over or the worker's is."""
         name = f"{run.context.name} {run.context.task_id}"
         inside = asyncio.get_running_loop().create_task(self._attempt(run), name=name)
-        run.stop.tell(inside.cancel)
+        run.hands.stop.tell(inside.cancel)
         try:
             await asyncio.wait({inside}, timeout=run.limits.timeout.total_seconds())
             if not inside.done():
-                run.stop.ask(StopReason.TIMEOUT)
+                run.hands.stop.ask(StopReason.TIMEOUT)
                 await asyncio.wait({inside}, timeout=HARD_AFTER.total_seconds())
         except asyncio.CancelledError:
-            run.stop.ask(StopReason.SHUTDOWN)
+            run.hands.stop.ask(StopReason.SHUTDOWN)
             await asyncio.wait({inside}, timeout=SHUTDOWN_WAIT.total_seconds())
             if not inside.done():
                 self._leave(inside)
@@ -208,6 +230,8 @@ class Executor:
 
     async def _handle(self, run: Run) -> Outcome:
         try:
+            if run.fault is not None:
+                raise run.fault  # noqa: TRY301 - judged below, as what a handler raises
             if run.child is not None:
                 ended = await run.child.run(
                     run.handler,
@@ -216,6 +240,8 @@ class Executor:
                     jitter=self._random(),
                     time_left=self._time_left(run.claim),
                 )
+                if run.hands.is_completed and isinstance(ended, Succeeded):
+                    return await self._completed(run)
                 return self._within_deadline(run, ended)
             outcome = self._conclude(run, await self._call(run))
             if run.hands.is_completed:
@@ -239,7 +265,7 @@ class Executor:
             keywords[handler.session_parameter] = run.hands.transaction.session
         function = self._resources.function(handler)
         if handler.way is Way.THREAD:
-            with run.stop.unheard():  # a thread can't be cancelled: it asks its context
+            with run.hands.stop.unheard():  # a thread can't be cancelled: it asks its context
                 returned = await self._run_in_thread(lambda: function(**keywords))
         else:
             returned = function(**keywords)
@@ -280,7 +306,7 @@ class Executor:
     def _ended_by(self, run: Run, error: BaseException) -> Outcome:
         """Tell our own cancellation from the handler's."""
         if isinstance(error, asyncio.CancelledError | AttemptTimeoutError):
-            match run.stop.reason:
+            match run.hands.stop.reason:
                 case StopReason.SHUTDOWN:
                     raise error
                 case StopReason.CANCELLED:

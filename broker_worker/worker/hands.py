@@ -41,13 +41,13 @@ class AttemptHands:
         self.transaction: HandlerTransaction | None = None
         self._claim = claim
         self._handler = handler
-        self._stop = stop
+        self.stop = stop
         self._tools = tools
         self._loop = asyncio.get_running_loop()
 
     @property
     def is_cancelled(self) -> bool:
-        return self._stop.reason is not None
+        return self.stop.reason is not None
 
     def report_progress(self, fraction: float, note: str) -> None:
         self._tools.progress.report(self._claim, fraction, note)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import AsyncExitStack
 
 from broker_worker.errors import BrokerWorkerError, ConfigurationError
-from broker_worker.handler import Handler
+from broker_worker.handler import Handler, Way
 from broker_worker.registry import Registry
 
 
@@ -17,15 +17,17 @@ class ResourceError(BrokerWorkerError):
 class Resources:
     """Opens them in the order in which they need each other, and closes them in the reverse one."""
 
-    def __init__(self, registry: Registry) -> None:
+    def __init__(self, registry: Registry, *, ways: Collection[Way] = tuple(Way)) -> None:
+        """Take what handlers that run in one of `ways` need, and what no handler asks for."""
         self._registry = registry
+        self._ways = ways
         self._stack = AsyncExitStack()
         self._open: dict[type, object] = {}
         self._opening: list[type] = []
         self._instance_by_name: dict[str, object] = {}
 
     async def open(self) -> None:
-        """Open all resources and make the instances of class handlers. Once open, it does nothing.
+        """Open the resources and make the instances of class handlers. Once open, it does nothing.
 
         Raises:
             ResourceError: one line that names the one that failed; what was open is closed.
@@ -33,9 +35,11 @@ class Resources:
         """
         try:
             for kind in self._registry.resources:
-                await self._get(kind)
+                if self._is_for_here(kind):
+                    await self._get(kind)
             for handler in self._registry.handlers:
-                if handler.is_class and handler.name not in self._instance_by_name:
+                is_here = handler.is_class and handler.way in self._ways
+                if is_here and handler.name not in self._instance_by_name:
                     self._instance_by_name[handler.name] = self._make(handler)
         except BaseException:
             self._opening.clear()
@@ -58,6 +62,11 @@ class Resources:
     def arguments(self, handler: Handler) -> Mapping[str, object]:
         """The resources among a handler's parameters."""
         return {name: self._open[kind] for name, kind in handler.resource_by_parameter.items()}
+
+    def _is_for_here(self, kind: type) -> bool:
+        """Whether a handler that runs here asks for it; what nobody asks for may be there for its effect."""
+        ways = {handler.way for handler in self._registry.handlers if kind in handler.resource_types}
+        return not ways or bool(ways & set(self._ways))
 
     async def _get(self, kind: type) -> object:
         if kind in self._open:

@@ -19,7 +19,7 @@ from tests.support.worlds import SCHEMA, MemoryWorld, PostgresWorld, Worker, Wor
 
 def checkpoints_of(world: World, worker: Worker) -> Checkpoints:
     return (
-        CheckpointStore(world.admin, worker=worker.id)
+        CheckpointStore(world.admin)
         if isinstance(world, PostgresWorld)
         else _in_memory(worker)
     )

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from broker_worker.errors import ConfigurationError
+from broker_worker.handler import Way
 from broker_worker.outcome import Succeeded
 from broker_worker.registry import Registry
 from broker_worker.worker.resources import ResourceError, Resources
@@ -237,3 +238,28 @@ def test_a_class_that_can_not_serve_is_one_line(target: Callable[..., object], s
 
     with pytest.raises(ConfigurationError, match=says):
         register()
+
+
+async def test_what_only_handlers_elsewhere_ask_for_is_not_opened_here() -> None:
+    log = Log()
+    registry = log.registry()
+
+    @registry.task("child", process=True)
+    async def child(client: Client) -> None: ...
+
+    @registry.task("loop")
+    async def loop(pool: Pool) -> None: ...
+
+    await Resources(registry, ways=(Way.LOOP, Way.THREAD)).open()
+    assert log == ["pool opens"]
+
+    await Resources(registry, ways=(Way.PROCESS,)).open()
+    assert log == ["pool opens", "pool opens", "client opens"]
+
+
+async def test_what_no_handler_asks_for_is_opened_for_its_effect() -> None:
+    log = Log()
+
+    await Resources(log.registry(), ways=(Way.LOOP,)).open()
+
+    assert log == ["pool opens", "client opens"]

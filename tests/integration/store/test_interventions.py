@@ -139,7 +139,7 @@ async def test_an_erased_task_keeps_nothing_but_its_history(database_url: str) -
 async def test_erasing_takes_the_checkpoint_and_the_note_of_the_progress_along(database_url: str) -> None:
     async with opened(database_url) as inbox:
         claim = await inbox.claim(a_message())
-        await CheckpointStore(inbox.database, worker=inbox.worker).save(claim, '"Ada"')
+        await CheckpointStore(inbox.database).save(claim, '"Ada"')
         report = Report(claim.key, claim.epoch, 0.5, "Ada")
         await ProgressStore(inbox.database, worker=inbox.worker).write([report])
         await inbox.tasks.record(claim, Succeeded())

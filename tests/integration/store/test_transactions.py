@@ -201,6 +201,21 @@ async def test_a_checkpoint_finds_out_that_the_claim_is_lost_and_locks_nothing(d
                 await transaction.save("2")
 
 
+async def test_a_checkpoint_commits_with_the_transaction(database_url: str) -> None:
+    async with world(database_url) as here:
+        lost, kept = [await here.inbox.claim(a_message(f"m-{number}")) for number in (1, 2)]
+
+        async with here.transactions.open(lost, limit=LIMIT) as transaction:
+            await transaction.save("1")
+        async with here.transactions.open(kept, limit=LIMIT) as transaction:
+            await transaction.save("2")
+            await transaction.save("3")
+            await transaction.commit(Succeeded())
+
+        rows = await here.inbox.fetch("SELECT task_key, state FROM {schema}.checkpoints")
+        assert [(row["task_key"], row["state"]) for row in rows] == [(kept.key, 3)]
+
+
 async def test_the_reply_is_owed_by_the_same_commit(database_url: str) -> None:
     async with world(database_url) as here:
         claim = await here.inbox.claim(a_message(reply_to="answers", correlation_id="c-1"))
