@@ -22,10 +22,11 @@ from broker_worker.payload import (
     read_resources,
     read_signature,
 )
-from broker_worker.resource import Resource, read_resource
+from broker_worker.resource import Resource, ResourceFactory, read_resource
 from broker_worker.retry import Policy, as_duration
 
 F = TypeVar("F", bound=Function)
+R = TypeVar("R", bound=ResourceFactory)
 D = TypeVar("D", bound=Decoder)
 M = TypeVar("M", bound=Middleware)
 ErrorType = type[Exception]
@@ -114,7 +115,7 @@ class Registry:
 
         return register
 
-    def resource(self, factory: F) -> F:
+    def resource(self, factory: R) -> R:
         """Register what is opened once per process and handed to handlers by its type; return it unchanged.
 
         `factory` is an async generator function that yields it once, or the same behind

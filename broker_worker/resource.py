@@ -13,6 +13,8 @@ from typing import get_args, get_origin
 from broker_worker.errors import ConfigurationError
 from broker_worker.payload import Function, function_name, one_line
 
+ResourceFactory = Callable[..., AsyncIterator[object]] | Callable[..., AbstractAsyncContextManager[object]]
+
 
 @dataclass(slots=True)
 class Resource:

@@ -8,17 +8,19 @@ import os
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime, timedelta
 from types import TracebackType
-from typing import Self, TypeVar, Unpack, overload
+from typing import Self, Unpack, overload
 from uuid import uuid4
 
 from broker_worker.client.publishing import NotConfirmedError, Publishing, task_outgoing
 from broker_worker.client.signatures import (
     ClientOptions,
+    Model,
     PublishOptions,
     Runs,
     Takes,
     TakesMembers,
     TakesNothing,
+    TakesSecond,
 )
 from broker_worker.client.waiting import APPLICATION, Tasks, Waiting
 from broker_worker.errors import ConfigurationError, PublishError
@@ -33,8 +35,6 @@ from broker_worker.settings import Settings
 from broker_worker.store.interventions import cancel_task
 from broker_worker.store.queries import TaskLookup
 from broker_worker.store.status import TaskStatus
-
-T = TypeVar("T")
 
 JSON = "application/json"
 
@@ -113,9 +113,15 @@ class Client:
     @overload
     async def publish(self, task: str, payload: object = None, **options: Unpack[PublishOptions]) -> str: ...
     @overload
-    async def publish(self, task: type[Runs[T]], payload: T, **options: Unpack[PublishOptions]) -> str: ...
+    async def publish(
+        self, task: type[Runs[Model]], payload: Model, **options: Unpack[PublishOptions]
+    ) -> str: ...
     @overload
-    async def publish(self, task: Takes[T], payload: T, **options: Unpack[PublishOptions]) -> str: ...
+    async def publish(self, task: Takes[Model], payload: Model, **options: Unpack[PublishOptions]) -> str: ...
+    @overload
+    async def publish(
+        self, task: TakesSecond[Model], payload: Model, **options: Unpack[PublishOptions]
+    ) -> str: ...
     @overload
     async def publish(self, task: TakesNothing, **options: Unpack[PublishOptions]) -> str: ...
     @overload
@@ -134,7 +140,8 @@ class Client:
         `task` is a handler of the registry, whose name and payload type are then known, or a
         name. The payload is what pydantic can make JSON of: the handler's model, or a
         mapping of its members; none is the empty object. Type checkers check a model against
-        a handler whose first parameter it is; a mapping is checked before it is sent.
+        a handler whose first parameter it is, or the first after the context; a mapping is checked
+        before it is sent.
 
         Options:
             id: the task's id, a fresh one if not given; the same id again is no new task.

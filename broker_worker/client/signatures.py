@@ -1,21 +1,28 @@
 """What type checkers know of a publish: the payload has to be what the handler takes.
 
-mypy and pyright find a wrong model for a function or class whose first parameter it is. They
-can't see the types inside a mapping of members, nor tell a payload's parameter from a resource
-that comes first: those are found before the message leaves, by the registry.
+mypy and pyright find a wrong model for a function or class whose first parameter it is, but for a
+function's context. They can't see the types inside a mapping of members, nor tell a payload's
+parameter from a resource that comes first: those are found before the message leaves, by the registry.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from datetime import datetime, timedelta
-from typing import Any, Concatenate, Protocol, TypedDict, TypeVar
+from typing import Any, ClassVar, Concatenate, Protocol, TypedDict, TypeVar
+
+from pydantic import BaseModel
 
 from broker_worker.context import Context, SyncContext
 from broker_worker.registry import Registry
 from broker_worker.secret import Secret
 
-T = TypeVar("T")
+
+class _Dataclass(Protocol):
+    __dataclass_fields__: ClassVar[dict[str, Any]]
+
+
+Model = TypeVar("Model", bound=BaseModel | _Dataclass | Mapping[str, object])  # the last: a TypedDict
 P_contra = TypeVar("P_contra", contravariant=True)
 
 
@@ -26,7 +33,11 @@ class Runs(Protocol[P_contra]):
         """Run one attempt."""
 
 
-Takes = Callable[Concatenate[T, ...], object]  # a function whose first parameter is the payload
+Takes = Callable[Concatenate[Model, ...], object]  # a function whose first parameter is the payload
+TakesSecond = (  # a function whose first is the context; apart, for pyright can't tell all three in one union
+    Callable[Concatenate[Context, Model, ...], object]
+    | Callable[Concatenate[SyncContext, Model, ...], object]
+)
 TakesNothing = Callable[[], object] | Callable[[Context], object] | Callable[[SyncContext], object]
 TakesMembers = Callable[..., object]  # or anything else: the members by name
 

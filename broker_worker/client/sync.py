@@ -15,11 +15,13 @@ from typing import Any, Self, TypeVar, Unpack, overload
 from broker_worker.client.client import Client, environment_options
 from broker_worker.client.signatures import (
     ClientOptions,
+    Model,
     PublishOptions,
     Runs,
     Takes,
     TakesMembers,
     TakesNothing,
+    TakesSecond,
 )
 from broker_worker.errors import BrokerWorkerError
 from broker_worker.registry import Registry
@@ -63,9 +65,11 @@ class SyncClient:
     @overload
     def publish(self, task: str, payload: object = None, **options: Unpack[PublishOptions]) -> str: ...
     @overload
-    def publish(self, task: type[Runs[T]], payload: T, **options: Unpack[PublishOptions]) -> str: ...
+    def publish(self, task: type[Runs[Model]], payload: Model, **options: Unpack[PublishOptions]) -> str: ...
     @overload
-    def publish(self, task: Takes[T], payload: T, **options: Unpack[PublishOptions]) -> str: ...
+    def publish(self, task: Takes[Model], payload: Model, **options: Unpack[PublishOptions]) -> str: ...
+    @overload
+    def publish(self, task: TakesSecond[Model], payload: Model, **options: Unpack[PublishOptions]) -> str: ...
     @overload
     def publish(self, task: TakesNothing, **options: Unpack[PublishOptions]) -> str: ...
     @overload
@@ -80,7 +84,9 @@ class SyncClient:
         **options: Unpack[PublishOptions],
     ) -> str:
         """Publish a task as `Client.publish` does; its id, once it is confirmed."""
-        return self._home.call(lambda client: client.publish(task, payload, **options))
+        return self._home.call(
+            lambda client: client.publish(task, payload, **options)  # type: ignore[arg-type]  # an overload took it
+        )
 
     def cancel(
         self,
