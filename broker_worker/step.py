@@ -243,6 +243,8 @@ def step_of_overdue(row: Task, message: Message) -> Step:
 
 def step_of_loss(row: Task) -> Step:
     """A task of a dead worker that neither the database nor, for hours, the broker had a message of."""
+    if row.is_cancel_requested:
+        return Step(row, _ended(row, TaskState.CANCELLED), record=_crash_record(row))
     failure = Failure("Lost", "its worker died and its message never came back")
     letter = DeadLetter(
         id=letter_of_task(_bodiless(row), reason=Reason.LOST, failure=failure, attempt=0, epoch=row.epoch).id,

@@ -136,6 +136,8 @@ async def _update(connection: AsyncConnection, schema: str, steps: Sequence[Step
                                THEN t.error_message ELSE n.error_message END,
           due_at = CASE WHEN n.keeps_due THEN t.due_at ELSE now() + n.due_in END,
           started_at = CASE WHEN n.starts THEN now() ELSE t.started_at END,
+          progress = CASE WHEN n.starts THEN NULL ELSE t.progress END,
+          progress_note = CASE WHEN n.starts THEN NULL ELSE t.progress_note END,
           finished_at = CASE WHEN n.ends THEN now() END
         FROM unnest(
           CAST(:keys AS bigint[]), CAST(:states AS text[]), CAST(:attempts AS smallint[]),

@@ -134,7 +134,7 @@ class MemoryDatabase:
         if is_moved:
             row.due_at = now + step.due_in if step.due_in is not None else None
         if after.state is TaskState.RUNNING and (before is None or before.epoch != after.epoch):
-            row.started_at = now
+            row.started_at, row.progress, row.progress_note = now, None, None
         had_body = before is not None and before.has_body
         if after.has_body and not had_body:
             row.message = step.message
