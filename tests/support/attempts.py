@@ -18,11 +18,7 @@ from tests.support.worlds import SCHEMA, MemoryWorld, PostgresWorld, Worker, Wor
 
 
 def checkpoints_of(world: World, worker: Worker) -> Checkpoints:
-    return (
-        CheckpointStore(world.admin)
-        if isinstance(world, PostgresWorld)
-        else _in_memory(worker)
-    )
+    return CheckpointStore(world.admin) if isinstance(world, PostgresWorld) else _in_memory(worker)
 
 
 def reports_of(world: World, worker: Worker) -> Reports:
