@@ -133,6 +133,7 @@ class _Home:
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._has_loop = threading.Event()
         self._is_closed = False
         self._stopped = asyncio.Event()
         self._calls: set[asyncio.Task[Any]] = set()
@@ -163,15 +164,19 @@ class _Home:
     def _running_loop(self) -> asyncio.AbstractEventLoop:
         if self._is_closed:
             raise BrokerWorkerError("the client is closed")
-        if self._loop is None:
-            self._loop = asyncio.new_event_loop()
-            self._thread = threading.Thread(
-                target=self._run, args=(self._loop,), name="broker_worker client", daemon=True
-            )
+        if self._thread is None or self._thread.ident is None:  # or an interrupt came before it had started
+            self._thread = threading.Thread(target=self._run, name="broker_worker client", daemon=True)
             self._thread.start()
+        self._has_loop.wait()
+        assert self._loop is not None  # noqa: S101 - the thread has set it
         return self._loop
 
-    def _run(self, loop: asyncio.AbstractEventLoop) -> None:
+    def _run(self) -> None:
+        if self._thread is not threading.current_thread():
+            return
+        # made here, where no interrupt comes: one halfway would leave it to nobody
+        self._loop = loop = asyncio.new_event_loop()
+        self._has_loop.set()
         # not asyncio.run: it would start a thread in the end, which an ending interpreter refuses
         try:
             loop.run_until_complete(self._serve())

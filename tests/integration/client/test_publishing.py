@@ -78,7 +78,7 @@ async def test_a_handler_gives_its_task_a_name(rabbit: Rabbit) -> None:
 
 
 @pytest.mark.parametrize(
-    "payload", [{"to": 5}, {"copies": 1}, {}, {"to": float("nan")}, {"to": object()}], ids=repr
+    "payload", [{"to": 5}, {"copies": 1}, {}, {"to": float("nan")}, {"to": object()}], ids=range(5)
 )
 async def test_a_payload_that_its_handler_would_refuse_does_not_leave(
     rabbit: Rabbit, payload: dict[str, object]
