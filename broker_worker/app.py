@@ -24,12 +24,11 @@ from broker_worker.amqp.publisher import Publisher
 from broker_worker.amqp.topology import Topology
 from broker_worker.clock import SystemClock
 from broker_worker.events import ConnectionChanged
-from broker_worker.handler import Limits, Way
+from broker_worker.handler import Way
 from broker_worker.loading import load_registries
 from broker_worker.observation import Observation
 from broker_worker.ports import Delivery
 from broker_worker.registry import Registry
-from broker_worker.retry import RetryPolicy
 from broker_worker.services.cancels import INTERVAL as CANCELS_INTERVAL
 from broker_worker.services.cancels import Cancels
 from broker_worker.services.heartbeat import INTERVAL as BEAT_INTERVAL
@@ -91,15 +90,7 @@ class App:
         self.clock = SystemClock()
         self.signals = Signals()
         self.runs = Runs()
-        self.limits = Limits(
-            RetryPolicy(
-                settings.max_attempts,
-                settings.retry_delay,
-                settings.retry_max_delay,
-                settings.retry_jitter,
-            ),
-            settings.task_timeout,
-        )
+        self.limits = settings.limits
         self._build_stores()
         self._build_broker()
         self._build_core()

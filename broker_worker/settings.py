@@ -17,6 +17,7 @@ from pydantic import Field, ValidationError, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from broker_worker.errors import ConfigurationError
+from broker_worker.handler import Limits
 from broker_worker.notation import (
     ADDRESS,
     QUEUES,
@@ -33,6 +34,7 @@ from broker_worker.notation import (
     size,
     whole,
 )
+from broker_worker.retry import RetryPolicy
 from broker_worker.secret import Secret
 
 VARIABLES = "BROKER_WORKER_"
@@ -241,6 +243,12 @@ class Settings(BaseSettings):
         if settings is None or problems:
             raise ConfigurationError("\n".join(problems))
         return settings
+
+    @property
+    def limits(self) -> Limits:
+        """What counts for handlers that say nothing else."""
+        policy = RetryPolicy(self.max_attempts, self.retry_delay, self.retry_max_delay, self.retry_jitter)
+        return Limits(policy, self.task_timeout)
 
     @model_validator(mode="after")
     def _delays_agree(self) -> Self:

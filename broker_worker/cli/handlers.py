@@ -14,7 +14,6 @@ from broker_worker.cli.session import load_settings
 
 if TYPE_CHECKING:
     from broker_worker.handler import Handler, Limits
-    from broker_worker.settings import Settings
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,20 +22,25 @@ class Described:
 
     name: str
     function: str
+    runs: str  # async, thread or process
     default_for: tuple[str, ...]
     max_attempts: int
     timeout: float
+    deadline: float | None
     retry_delay: float
     retry_max_delay: float
+    retry_jitter: float
     payload: Mapping[str, object]
 
 
 COLUMNS: tuple[Column[Described], ...] = (
     Column("name", lambda row: row.name),
     Column("function", lambda row: row.function),
+    Column("runs", lambda row: row.runs),
     Column("default for", lambda row: ", ".join(row.default_for) or None),
     Column("attempts", lambda row: row.max_attempts),
     Column("timeout", lambda row: f"{row.timeout:g}s"),
+    Column("deadline", lambda row: None if row.deadline is None else f"{row.deadline:g}s"),
     Column("delays", lambda row: f"{row.retry_delay:g}s to {row.retry_max_delay:g}s"),
 )
 
@@ -49,22 +53,13 @@ def handlers(*, as_json: AsJson = False) -> None:
     from broker_worker.loading import load_registries
 
     settings = load_settings("handlers")
-    limits = _limits(settings)
-    rows = [_described(handler, limits) for handler in load_registries(settings.handlers).handlers]
+    rows = [_described(handler, settings.limits) for handler in load_registries(settings.handlers).handlers]
     print_rows(rows, COLUMNS, as_json=as_json)
 
 
 def add_to(app: typer.Typer) -> None:
     """Register."""
     app.command()(handlers)
-
-
-def _limits(settings: Settings) -> Limits:
-    from broker_worker.handler import Limits
-    from broker_worker.retry import RetryPolicy
-
-    policy = RetryPolicy(settings.max_attempts, settings.retry_delay, settings.retry_max_delay)
-    return Limits(policy, settings.task_timeout)
 
 
 def _described(handler: Handler, default: Limits) -> Described:
@@ -74,10 +69,13 @@ def _described(handler: Handler, default: Limits) -> Described:
     return Described(
         name=handler.name,
         function=function_name(handler.target),
+        runs=str(handler.way),
         default_for=handler.default_for,
         max_attempts=limits.policy.max_attempts,
         timeout=limits.timeout.total_seconds(),
+        deadline=None if limits.deadline is None else limits.deadline.total_seconds(),
         retry_delay=limits.policy.delay.total_seconds(),
         retry_max_delay=limits.policy.max_delay.total_seconds(),
+        retry_jitter=limits.policy.jitter,
         payload=handler.payload_schema(),
     )

@@ -11,12 +11,11 @@ from random import Random
 from uuid import uuid4
 
 from broker_worker.events import AttemptFinished, Event, PublishFailed, ServiceFailed
-from broker_worker.handler import Limits, Way
+from broker_worker.handler import Way
 from broker_worker.outcome import Dead, Postponed
 from broker_worker.outgoing import Owed
 from broker_worker.payload import Function
 from broker_worker.registry import Registry
-from broker_worker.retry import RetryPolicy
 from broker_worker.services.relay import Relay
 from broker_worker.settings import Settings, StorePayloads
 from broker_worker.task import TERMINAL
@@ -90,7 +89,7 @@ class HarnessWorker:
             limit=sum(settings.queues.values()),
             max_result_bytes=settings.max_result_bytes,
         )
-        limits = _limits(settings)
+        limits = settings.limits
         self.executor = Executor(
             limits=limits,
             threads=sum(settings.queues.values()),
@@ -240,10 +239,3 @@ def _module(target: Function) -> str:
     """The name to import it by, also where it was started by `python -m`."""
     spec = getattr(sys.modules.get(target.__module__), "__spec__", None)
     return spec.name if spec is not None else target.__module__
-
-
-def _limits(settings: Settings) -> Limits:
-    policy = RetryPolicy(
-        settings.max_attempts, settings.retry_delay, settings.retry_max_delay, settings.retry_jitter
-    )
-    return Limits(policy, settings.task_timeout)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import random
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -20,7 +20,7 @@ from broker_worker.handler import Limits
 from broker_worker.message import Properties, TaskId
 from broker_worker.outcome import Outcome, Reason
 from broker_worker.ports import Delivery
-from broker_worker.retry import RetryPolicy
+from broker_worker.retry import Policy, RetryPolicy
 from broker_worker.services.relay import Relay
 from broker_worker.settings import Settings
 from broker_worker.step import Claim, Met
@@ -50,6 +50,7 @@ class World:
     runs: Runs = field(default_factory=Runs)
     worker: UUID = field(default_factory=uuid4)
     concurrency: int = 16
+    on_lost: Callable[[], None] = lambda: None
 
     def __post_init__(self) -> None:
         draws = random.Random(7)
@@ -95,9 +96,9 @@ class World:
             random=draws.random,
             emit=self.events.append,
         )
-        slots = Slots(self.concurrency)
+        self.slots = Slots(self.concurrency, on_lost=self.on_lost)
         self.intake = Intake(
-            lambda delivery: self.processor.process(delivery, slots),
+            lambda delivery: self.processor.process(delivery, self.slots),
             name="work",
             clock=self.clock,
             random=draws.random,
@@ -354,3 +355,23 @@ async def test_an_attempt_that_succeeds_is_told_once_with_its_duration() -> None
     (finished,) = [event for event in here.events if isinstance(event, AttemptFinished)]
     assert finished.seconds == pytest.approx(3)
     assert finished.is_recorded
+
+
+@in_virtual_time
+async def test_an_error_whose_policy_allows_more_attempts_than_the_task_gets_them_all() -> None:
+    registry = Registry()
+
+    @registry.task("call", max_attempts=2, policies={ConnectionError: Policy(max_attempts=4)})
+    async def call(context: Context) -> int:
+        if context.attempt < 4:
+            raise ConnectionError("the dependency is away")
+        return context.attempt
+
+    here = World(registry)
+
+    async with here.working():
+        here.send("call", "t-1")
+        await here.until_finished()
+
+    assert here.state("call", "t-1") is TaskState.SUCCEEDED
+    assert here.database.tasks[TaskId("default", "call", "t-1")].result == "4"
