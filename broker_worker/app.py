@@ -235,9 +235,8 @@ class App:
             intakes=intakes,
             publish_rest=self.relay.drain,
             leave=self.workers.leave,
+            let_go=(self.processes.close, self.resources.close),
             close=(
-                self.processes.close,
-                self.resources.close,
                 self.publisher.close,
                 self.handlers_database.close,
                 self.database.close,

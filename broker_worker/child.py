@@ -217,7 +217,10 @@ class ChildHands:
             text = self._handler.serialise(result, max_bytes=self._max_result_bytes)
         except Refusal as refusal:
             raise BrokerWorkerError(refusal.failure.message) from refusal
-        answer = _checked(self._ask(lambda number: Complete(number, text)).result())
+        return self.complete_json(text)
+
+    def complete_json(self, result: str | None) -> Completion:
+        answer = _checked(self._ask(lambda number: Complete(number, result)).result())
         return Completion(answer.sql, answer.parameters)
 
     def end(self) -> None:

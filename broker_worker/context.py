@@ -17,6 +17,7 @@ from pydantic import TypeAdapter
 from broker_worker.errors import BrokerWorkerError
 from broker_worker.message import Message, TaskId, check_identity
 from broker_worker.payload import Injected
+from broker_worker.retry import LONGEST_DELAY
 from broker_worker.sending import Sent, SentEvent, SentTask, write_payload
 
 T = TypeVar("T")
@@ -62,6 +63,9 @@ class Hands(Protocol):
     def complete(self, result: object) -> Completion:
         """Build the one statement that ends this attempt."""
 
+    def complete_json(self, result: str | None) -> Completion:
+        """Do what `complete` does, with a result that is JSON already."""
+
 
 class NoHands:
     """For contexts without a worker: what would reach out does nothing or says that it can't."""
@@ -85,6 +89,9 @@ class NoHands:
 
     def complete(self, result: object) -> Completion:  # noqa: ARG002 - the protocol's signature
         raise BrokerWorkerError("there is no worker, and so nothing to complete")
+
+    def complete_json(self, result: str | None) -> Completion:
+        return self.complete(result)
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,12 +199,16 @@ class BaseContext(Injected):
             headers=self.message.inherited_headers,
         )
         check_identity(identity)
+        if wait > LONGEST_DELAY:
+            raise ValueError(f"the delay of a task is at most {LONGEST_DELAY.days} days")
         self.hands.send(SentTask(message, wait))
         return identity.id
 
     def _send_event(self, payload: object, exchange: str, routing_key: str) -> None:
         if max(len(name.encode()) for name in (exchange, routing_key)) > MAX_SHORT_BYTES:
             raise ValueError(f"an exchange and a routing key have at most {MAX_SHORT_BYTES} bytes")
+        if "\0" in exchange + routing_key:
+            raise ValueError("an exchange and a routing key hold no NUL")
         self.hands.send(SentEvent(exchange, routing_key, write_payload(payload)))
 
 

@@ -41,6 +41,7 @@ class Claim:
     message: Message
     may_be_repeat: bool = False
     saved: str | None = None  # the last checkpoint, JSON
+    time_left: timedelta | None = None  # until the task's deadline, by the database's clock, at the claim
 
     @property
     def key(self) -> int:
@@ -198,7 +199,9 @@ def step_of_outcome(claim: Claim, outcome: Outcome, row: Task) -> Step:
         case Postponed(failure=failure) | Dead(failure=failure) if row.is_cancel_requested:
             return _cancelled(claim, row, failure)  # an operator wanted the end: no dead letter
         case Postponed(delay=delay, failure=failure, reason=reason):
-            after = replace(_waiting(row, epoch=row.epoch, state=TaskState.RETRYING), reason=reason)
+            # a child's crash hurt nobody else: only a worker's makes the next attempt run alone
+            kept = None if reason is Reason.CRASHED else reason
+            after = replace(_waiting(row, epoch=row.epoch, state=TaskState.RETRYING), reason=kept)
             return Step(
                 row,
                 after,

@@ -73,7 +73,8 @@ class Arrivals:
             if task in claimed:
                 key, deadline_at = claimed[task]
                 row = _first_row(coming.arrival, key, self._worker, deadline_at=deadline_at)
-                met[task] = self._remember(Claimed(attempt=1, epoch=1), row, coming)
+                left = coming.arrival.deadline
+                met[task] = self._remember(Claimed(attempt=1, epoch=1), row, coming, time_left=left)
         return [met.get(coming.arrival.message.task) for coming in batch]
 
     async def _claim_new(self, batch: Sequence[Coming]) -> dict[TaskId, tuple[int, datetime | None]]:
@@ -143,7 +144,13 @@ class Arrivals:
             saved = await load_checkpoints(connection, self._schema, later_runs)
         self._owed(owed)
         return {
-            coming.arrival.message.task: self._remember(decision, after, coming, saved=saved.get(after.key))
+            coming.arrival.message.task: self._remember(
+                decision,
+                after,
+                coming,
+                saved=saved.get(after.key),
+                time_left=after.deadline_at - now if after.deadline_at is not None else None,
+            )
             for coming, decision, after in written
         }
 
@@ -226,7 +233,13 @@ class Arrivals:
         return Holder.DEAD if is_holder_dead else Holder.ELSEWHERE
 
     def _remember(
-        self, decision: Decision, after: Task, coming: Coming, *, saved: str | None = None
+        self,
+        decision: Decision,
+        after: Task,
+        coming: Coming,
+        *,
+        saved: str | None = None,
+        time_left: timedelta | None = None,
     ) -> Met | None:
         """Tell memory before anything else can happen to this task in this process.
 
@@ -235,7 +248,8 @@ class Arrivals:
         match decision:
             case Claimed() | Resumed():
                 is_repeat = coming.delivery.redelivered or after.attempt > 1 or isinstance(decision, Resumed)
-                claim = Claim(after, coming.arrival.message, may_be_repeat=is_repeat, saved=saved)
+                message = coming.arrival.message
+                claim = Claim(after, message, may_be_repeat=is_repeat, saved=saved, time_left=time_left)
                 self._memory.remember(claim, coming.delivery)
                 return Met(decision, claim)
             case Adopted(epoch=epoch):

@@ -15,7 +15,7 @@ from typing import Any
 from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 
 import asyncpg
-from asyncpg.exceptions import ClientConfigurationError
+from asyncpg.exceptions import ClientConfigurationError, InternalClientError
 from asyncpg.exceptions import InterfaceError as DriverInterfaceError
 from asyncpg.exceptions import PostgresError as DriverError
 from sqlalchemy.exc import DBAPIError, InterfaceError, SQLAlchemyError
@@ -53,6 +53,8 @@ UNAVAILABLE_CLASSES = ("08", "53", "57P", "58")
 UNAVAILABLE_CODES = frozenset(
     {"25006", "40001", "40P01", "55P03", "57014", "25P03", "3D000", "28000", "28P01"}
 )
+# whatever the driver raises; a lost connection may show as an error of the operating system
+FAULTS = (SQLAlchemyError, DriverError, DriverInterfaceError, InternalClientError, OSError)
 IDENTIFIER = re.compile(r"[a-z_][a-z0-9_]{0,62}")
 
 _MILLISECOND = timedelta(milliseconds=1)
@@ -118,7 +120,7 @@ class Database:
             async with self._engine.begin() as connection:
                 await connection.exec_driver_sql(LIMITS)
                 yield connection
-        except (SQLAlchemyError, DriverError, DriverInterfaceError, OSError) as error:
+        except FAULTS as error:
             if (detail := unavailability(error)) is not None:
                 raise StoreUnavailableError(detail) from error
             if (code := sqlstate(error)) and code.startswith("22"):
@@ -144,7 +146,8 @@ def unavailability(error: BaseException) -> str | None:
     if isinstance(error, PoolTimeoutError):
         return "no connection of the pool became free"
     cause = error.orig if isinstance(error, DBAPIError) and error.orig is not None else error
-    if isinstance(cause, OSError):  # TimeoutError and ConnectionError are of it
+    # TimeoutError and ConnectionError are of the first; the second: no host is as the URL asks for
+    if isinstance(cause, OSError | InternalClientError):
         return f"{type(cause).__name__}: {first_line(cause)}"
     code = sqlstate(error)
     if code.startswith(UNAVAILABLE_CLASSES) or code in UNAVAILABLE_CODES:

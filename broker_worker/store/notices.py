@@ -17,8 +17,8 @@ from asyncpg.exceptions import PostgresError as DriverError
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from broker_worker.errors import StoreUnavailableError
-from broker_worker.store.database import connector, first_line, quoted
+from broker_worker.errors import ConfigurationError, StoreUnavailableError
+from broker_worker.store.database import FAULTS, connector, first_line, quoted
 
 CHECK_INTERVAL = 10.0  # seconds between two looks whether a quiet connection still lives
 CHECK_TIMEOUT = 5.0  # seconds
@@ -80,10 +80,14 @@ class Listener:
         while True:
             try:
                 await self._listen()
-            except (StoreUnavailableError, DriverError, DriverInterfaceError, OSError) as error:
+            except (StoreUnavailableError, *FAULTS) as error:
                 if self.is_up:
                     pauses = _pauses()
                 self._changed(is_up=False, detail=f"{type(error).__name__}: {first_line(error)}")
+            except ConfigurationError as error:
+                if self._is_up is None:  # from the beginning; later its file may be half-written
+                    raise
+                self._changed(is_up=False, detail=str(error))
             await asyncio.sleep(next(pauses))
 
     async def _listen(self) -> None:

@@ -116,6 +116,10 @@ class Successes:
         return await insert_outbox(connection, self._schema, rows, worker=self._worker)
 
 
+class Locked:
+    """Nothing was written: another transaction holds the row. Come again."""
+
+
 class Outcomes:
     """Records batches of outcomes; answers with what each row shows now, `None` where the claim is lost."""
 
@@ -133,7 +137,7 @@ class Outcomes:
         self._owed = owed
         self._successes = Successes(database.schema, worker=worker, keeps_payloads=keeps_payloads)
 
-    async def commit_successes(self, batch: Sequence[Ending]) -> list[Outcome | None]:
+    async def commit_successes(self, batch: Sequence[Ending]) -> list[Outcome | Locked | None]:
         """Finish all rows by one statement, and write what the finished ones owe."""
         async with self._database.transaction() as connection:
             done = await self._successes.finish(connection, batch)
@@ -145,15 +149,19 @@ class Outcomes:
         self._owed(owed)
         return [ending.outcome if ending.claim.key in done else _shown(ending, mine) for ending in batch]
 
-    async def commit_others(self, batch: Sequence[Ending]) -> list[Outcome | None]:
-        """Any other outcome: the row locked under its fence, then what the outcome writes."""
+    async def commit_others(self, batch: Sequence[Ending]) -> list[Outcome | Locked | None]:
+        """Any other outcome: the row locked under its fence, then what the outcome writes.
+
+        A row that another transaction holds holds up nobody else: its outcome is written again.
+        """
         async with self._database.transaction() as connection:
             rows = await connection.execute(
                 text(f"""
                     SELECT {COLUMNS}
                     FROM unnest(CAST(:keys AS bigint[]), CAST(:epochs AS int[])) AS n(key, epoch)
                     JOIN {self._schema}.tasks t ON t.key = n.key AND t.epoch = n.epoch
-                    WHERE t.worker = :worker AND t.state = 'running' ORDER BY t.key FOR UPDATE OF t"""),
+                    WHERE t.worker = :worker AND t.state = 'running' ORDER BY t.key
+                    FOR UPDATE OF t SKIP LOCKED"""),
                 {
                     "worker": self._worker,
                     "keys": [ending.claim.key for ending in batch],
@@ -179,7 +187,8 @@ class Outcomes:
     ) -> dict[int, TaskState]:
         """Find the claims whose outcome is there already, and the state that it led to.
 
-        It is of an earlier try whose reply was lost, or of the handler's own transaction.
+        It is of an earlier try whose reply was lost, or of the handler's own transaction. One
+        that still runs is locked by another transaction.
         Its row still shows our epoch and worker; after a takeover or a replay it would not.
         """
         if not claims:
@@ -189,7 +198,7 @@ class Outcomes:
                 SELECT t.key, t.state
                 FROM unnest(CAST(:keys AS bigint[]), CAST(:epochs AS int[])) AS n(key, epoch)
                 JOIN {self._schema}.tasks t ON t.key = n.key AND t.epoch = n.epoch
-                WHERE t.worker = :worker AND t.state <> 'running'"""),
+                WHERE t.worker = :worker"""),
             {
                 "worker": self._worker,
                 "keys": [claim.key for claim in claims],
@@ -199,11 +208,13 @@ class Outcomes:
         return {row.key: TaskState(row.state) for row in rows}
 
 
-def _shown(ending: Ending, before: Mapping[int, TaskState]) -> Outcome | None:
+def _shown(ending: Ending, before: Mapping[int, TaskState]) -> Outcome | Locked | None:
     """What the row of an ending shows that was not written now."""
     match before.get(ending.claim.key):
         case None:
             return None
+        case TaskState.RUNNING:
+            return Locked()
         case TaskState.SUCCEEDED:
             return Succeeded()
         case _:

@@ -18,7 +18,7 @@ from broker_worker.store.apply import insert_letters, insert_outbox, letter_row
 from broker_worker.store.arrivals import Arrivals, Coming
 from broker_worker.store.database import Database
 from broker_worker.store.group_commit import GroupCommit
-from broker_worker.store.outcomes import Ending, Outcomes
+from broker_worker.store.outcomes import Ending, Locked, Outcomes
 from broker_worker.task import Arrival
 
 LOCKED_ELSEWHERE_PAUSE = 0.05  # seconds until a row that another transaction holds is looked at again
@@ -83,9 +83,12 @@ class TaskStore:
             StoreUnavailableError: Postgres can't; whether it was written is not known.
             StoreDataError: Postgres refuses a value of this outcome.
         """
-        if isinstance(outcome, Succeeded):
-            return await self._successes.write(Ending(claim, outcome))
-        return await self._others.write(Ending(claim, outcome))
+        commits = self._successes if isinstance(outcome, Succeeded) else self._others
+        while True:
+            recorded = await commits.write(Ending(claim, outcome))
+            if not isinstance(recorded, Locked):
+                return recorded
+            await asyncio.sleep(LOCKED_ELSEWHERE_PAUSE)
 
     async def is_completed(self, claim: Claim) -> bool:
         """Look whether the handler has committed its task's end in a transaction of its own.

@@ -17,10 +17,8 @@ from datetime import timedelta
 from typing import NoReturn
 from uuid import UUID
 
-from asyncpg.exceptions import InterfaceError as DriverInterfaceError
-from asyncpg.exceptions import PostgresError as DriverError
 from sqlalchemy import text
-from sqlalchemy.exc import DBAPIError, SQLAlchemyError
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession, AsyncTransaction
 
 from broker_worker.errors import (
@@ -33,7 +31,14 @@ from broker_worker.outcome import Succeeded
 from broker_worker.outgoing import Owed
 from broker_worker.step import Claim
 from broker_worker.store.checkpoints import save_checkpoint
-from broker_worker.store.database import COMMAND_TIMEOUT, Database, first_line, sqlstate, unavailability
+from broker_worker.store.database import (
+    COMMAND_TIMEOUT,
+    FAULTS,
+    Database,
+    first_line,
+    sqlstate,
+    unavailability,
+)
 from broker_worker.store.outcomes import MARK, Ending, Successes
 
 MARGIN = timedelta(seconds=10)  # beyond the handler's time: the worker ends it first, and Postgres if not
@@ -44,8 +49,6 @@ ROLLBACK_WAIT = 5.0  # seconds; then the connection is closed instead
 # SQLSTATEs of an ending connection: 08, the server's own end, and a transaction that idled for too long
 LOST_CLASSES = ("08", "57P")
 IDLED = "25P03"
-# whatever the driver raises; a lost connection may show as an error of the operating system
-FAULTS = (SQLAlchemyError, DriverError, DriverInterfaceError, OSError)
 
 _MILLISECOND = timedelta(milliseconds=1)
 

@@ -55,6 +55,9 @@ class RecordingHands:
         self.completed.append(result)
         return Completion("SELECT %s", (None,))
 
+    def complete_json(self, result: str | None) -> Completion:
+        return self.complete(result)
+
 
 class Facts(TypedDict, total=False):
     """What a test says of the attempt."""

@@ -182,7 +182,9 @@ class MemoryStore:
             case Claimed() | Resumed():
                 is_repeat = delivery.redelivered or row.attempt > 1 or isinstance(decision, Resumed)
                 saved = self._database.tasks[row.id].checkpoint if row.epoch > 1 else None
-                claim = Claim(row, arrival.message, may_be_repeat=is_repeat, saved=saved)
+                now = self._database.clock.now()
+                left = row.deadline_at - now if row.deadline_at is not None else None
+                claim = Claim(row, arrival.message, may_be_repeat=is_repeat, saved=saved, time_left=left)
                 self._memory.remember(claim, delivery)
                 return Met(decision, claim)
             case Adopted(epoch=epoch):

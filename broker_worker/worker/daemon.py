@@ -13,7 +13,8 @@ import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import Protocol
+from functools import partial
+from typing import Any, Protocol
 
 from broker_worker.errors import UnavailableError
 from broker_worker.events import Emit, LifecycleChanged, ServiceFailed
@@ -28,6 +29,7 @@ RELEASE_WAIT = timedelta(seconds=2)  # for what is cut short to be written
 PUBLISH_WAIT = timedelta(seconds=2)  # for what is owed to be confirmed; the rest waits in the outbox
 GOODBYE_WAIT = timedelta(seconds=1)
 CLOSE_WAIT = timedelta(seconds=2)
+LET_GO_WAIT = timedelta(seconds=6)  # for handlers' resources and children, all together
 REPORT_INTERVAL = timedelta(minutes=1)  # between two lines about a database that is not there
 
 Job = Callable[[], Awaitable[None]]
@@ -85,6 +87,7 @@ class Parts:
     publish_rest: Job
     leave: Job
     close: Sequence[Job]
+    let_go: Sequence[Job] = ()  # what handlers had, before the connections
 
 
 class Daemon:
@@ -125,6 +128,8 @@ class Daemon:
             if await self._prepare():
                 await self._serve()
         finally:
+            for let_go in self._parts.let_go:
+                await self._within(LET_GO_WAIT, let_go())
             for close in self._parts.close:
                 await self._within(CLOSE_WAIT, close())
         self._emit(LifecycleChanged("stopped", self._signals.reason))
@@ -144,17 +149,34 @@ class Daemon:
         try:
             while not self._signals.stop.is_set():
                 try:
-                    await self._parts.prepare()
+                    return await self._prepare_until(stopped)
                 except UnavailableError as error:
                     self._report_waiting(str(error))
                     pause = asyncio.ensure_future(patience.pause())  # noqa: TID251 - ends by itself
                     await asyncio.wait({stopped, pause}, return_when=asyncio.FIRST_COMPLETED)
                     pause.cancel()
-                else:
-                    return True
         finally:
             stopped.cancel()
         return False
+
+    async def _prepare_until(self, stopped: asyncio.Future[Any]) -> bool:
+        """Prepare, and leave off when asked to stop; here and in no other asyncio task.
+
+        What is opened here is closed here: resources may hold scopes that belong to a task.
+        """
+        limit = asyncio.timeout(None)
+        leave_off = partial(_expire, limit)
+        try:
+            async with limit:
+                stopped.add_done_callback(leave_off)
+                await self._parts.prepare()
+        except TimeoutError:
+            if not limit.expired():
+                raise
+            return False
+        finally:
+            stopped.remove_done_callback(leave_off)
+        return True
 
     def _report_waiting(self, detail: str) -> None:
         now = self._clock.monotonic()
@@ -224,3 +246,7 @@ class Daemon:
                 await step
         except Exception as error:  # noqa: BLE001 - the next steps of the end are to come, whatever it is
             self._emit(LifecycleChanged("cut_short", f"{type(error).__name__}: {error}"))
+
+
+def _expire(limit: asyncio.Timeout, _: object) -> None:
+    limit.reschedule(asyncio.get_running_loop().time())

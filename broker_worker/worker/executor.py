@@ -43,6 +43,18 @@ class NotCompletedError(BrokerWorkerError):
 
 
 @dataclass(frozen=True, slots=True)
+class TimeLeft:
+    """Until a task's deadline: told once by the database's clock, counted on by our monotonic one."""
+
+    left: timedelta | None
+    since: float
+
+    def at(self, monotonic: float) -> timedelta | None:
+        """What is left at a later moment; nothing where there is no deadline."""
+        return None if self.left is None else self.left - timedelta(seconds=monotonic - self.since)
+
+
+@dataclass(frozen=True, slots=True)
 class Run:
     """One attempt, ready to begin."""
 
@@ -52,6 +64,7 @@ class Run:
     context: BaseContext
     hands: AttemptHands
     limits: Limits
+    left: TimeLeft
     child: ChildProcess | None = None
     fault: Exception | None = None  # why it can't begin
 
@@ -106,15 +119,16 @@ class Executor:
         a cancellation by returning or by another error has one.
         """
         hands = AttemptHands(claim, handler, stop=stop, tools=self._tools)
+        left = TimeLeft(claim.time_left, since=self._clock.monotonic())
         outcome: Outcome | None = None
         try:
             async with AsyncExitStack() as stack:
-                child = await self._equip(handler, claim, hands, stack)
-                run = self._begin(handler, arguments, claim, hands, child=child)
+                child = await self._equip_unless_stopped(handler, claim, hands, left=left, stack=stack)
+                run = self._begin(handler, arguments, claim, hands, left=left, child=child)
                 outcome = await self._supervise(run, leave)
         except Exception as error:  # noqa: BLE001 - no child, or an adapter's fault: the attempt is over
             if outcome is None:  # the hooks are to see it, too
-                run = self._begin(handler, arguments, claim, hands, fault=error)
+                run = self._begin(handler, arguments, claim, hands, left=left, fault=error)
                 outcome = await self._supervise(run, leave)
         return outcome
 
@@ -129,8 +143,24 @@ class Executor:
 
     # --- before its time begins ----------------------------------------------------------
 
+    async def _equip_unless_stopped(
+        self, handler: Handler, claim: Claim, hands: AttemptHands, *, left: TimeLeft, stack: AsyncExitStack
+    ) -> ChildProcess | None:
+        """Get what the attempt needs; asked to end meanwhile, go on without it."""
+        waiting = asyncio.timeout(None)
+        hands.stop.tell(lambda: waiting.reschedule(asyncio.get_running_loop().time()))
+        try:
+            async with waiting:
+                return await self._equip(handler, claim, hands, left=left, stack=stack)
+        except TimeoutError:
+            if not waiting.expired():
+                raise
+            return None
+        finally:
+            hands.stop.tell(lambda: None)
+
     async def _equip(
-        self, handler: Handler, claim: Claim, hands: AttemptHands, stack: AsyncExitStack
+        self, handler: Handler, claim: Claim, hands: AttemptHands, *, left: TimeLeft, stack: AsyncExitStack
     ) -> ChildProcess | None:
         """Get what the attempt runs in or with, for as long as it takes."""
         if handler.way is Way.PROCESS:
@@ -141,7 +171,7 @@ class Executor:
         assert self._transactions is not None  # noqa: S101 - likewise
         patience = Patience(self._clock, self._random)
         while not hands.is_cancelled:
-            limit = self._limits_of(handler, claim).timeout
+            limit = self._limits_of(handler, left).timeout
             try:
                 hands.transaction = await stack.enter_async_context(
                     self._transactions.open(claim, limit=limit)
@@ -158,11 +188,12 @@ class Executor:
         claim: Claim,
         hands: AttemptHands,
         *,
+        left: TimeLeft,
         child: ChildProcess | None = None,
         fault: Exception | None = None,
     ) -> Run:
         """Fix the attempt's time: it begins now."""
-        limits = self._limits_of(handler, claim)
+        limits = self._limits_of(handler, left)
         context = handler.context_type(
             message=claim.message,
             attempt=claim.attempt,
@@ -172,12 +203,12 @@ class Executor:
             saved_json=claim.saved,
             hands=hands,
         )
-        return Run(handler, arguments, claim, context, hands, limits, child, fault)
+        return Run(handler, arguments, claim, context, hands, limits, left, child, fault)
 
-    def _limits_of(self, handler: Handler, claim: Claim) -> Limits:
+    def _limits_of(self, handler: Handler, left: TimeLeft) -> Limits:
         """What counts for an attempt that begins now."""
         limits = handler.limits(self._limits)
-        time_left = self._time_left(claim)
+        time_left = left.at(self._clock.monotonic())
         longest = LONGEST_DELAY if time_left is None else max(time_left, timedelta(0))
         return replace(limits, timeout=min(limits.timeout, longest))
 
@@ -238,7 +269,7 @@ class Executor:
                     run.context,
                     limits=run.limits,
                     jitter=self._random(),
-                    time_left=self._time_left(run.claim),
+                    time_left=run.left.at(self._clock.monotonic()),
                 )
                 if run.hands.is_completed and isinstance(ended, Succeeded):
                     return await self._completed(run)
@@ -275,7 +306,16 @@ class Executor:
     async def _run_in_thread(self, call: Callable[[], object]) -> object:
         inside = contextvars.copy_context()
         loop = asyncio.get_running_loop()
-        ended = await loop.run_in_executor(self._threads, inside.run, _end_of, call)
+        future = loop.run_in_executor(self._threads, inside.run, _end_of, call)
+        interruption: asyncio.CancelledError | None = None
+        while not future.done():  # a thread can't be left while it holds its place: by a hook's timeout, say
+            try:
+                await asyncio.wait({future})
+            except asyncio.CancelledError as error:
+                interruption = error
+        if interruption is not None:
+            raise interruption
+        ended = future.result()
         if isinstance(ended, _Raised):
             raise ended.error
         return ended
@@ -325,19 +365,15 @@ class Executor:
             attempt=run.context.attempt,
             policy=run.limits.policy,
             jitter=self._random(),
-            time_left=self._time_left(run.claim),
+            time_left=run.left.at(self._clock.monotonic()),
         )
 
     def _within_deadline(self, run: Run, outcome: Outcome) -> Outcome:
         """Judge by the time that is left now what a child judged by the time left at its start."""
-        time_left = self._time_left(run.claim)
+        time_left = run.left.at(self._clock.monotonic())
         if isinstance(outcome, Postponed) and time_left is not None and outcome.delay >= time_left:
             return Dead(Reason.TIMEOUT, outcome.failure)
         return outcome
-
-    def _time_left(self, claim: Claim) -> timedelta | None:
-        """Until the task's deadline, if it has one."""
-        return claim.row.deadline_at - self._clock.now() if claim.row.deadline_at is not None else None
 
 
 @dataclass(frozen=True, slots=True)

@@ -82,16 +82,19 @@ class AttemptHands:
         return name
 
     def complete(self, result: object) -> Completion:
+        try:
+            return self.complete_json(self._handler.serialise(result, max_bytes=self._tools.max_result_bytes))
+        except Refusal as refusal:
+            raise BrokerWorkerError(refusal.failure.message) from refusal
+
+    def complete_json(self, result: str | None) -> Completion:
         if self.transaction is not None:
             raise BrokerWorkerError("the task ends in the transaction of its handler: return the result")
         if self.sent:
             raise BrokerWorkerError(
                 "what was sent can't be part of a completion: send nothing, or return instead"
             )
-        try:
-            self.completed = self._handler.serialise(result, max_bytes=self._tools.max_result_bytes)
-        except Refusal as refusal:
-            raise BrokerWorkerError(refusal.failure.message) from refusal
+        self.completed = result
         self.is_completed = True
         return self._tools.completion(self._claim, self.completed)
 

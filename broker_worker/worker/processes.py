@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import os
 import signal
 import sys
@@ -258,7 +257,7 @@ class Child:
                 stdout=None,
                 stderr=None,
                 pass_fds=theirs,
-                env={name: value for name, value in os.environ.items() if not name.startswith(OURS)},
+                env={name: value for name, value in os.environ.items() if not name.upper().startswith(OURS)},
                 process_group=0,  # a Ctrl-C is for the worker; and what a handler starts is killed with it
             )
 
@@ -334,7 +333,7 @@ async def _answer(word: Save | Send | SendEvent | Complete, hands: Hands, sent: 
             case Save(number, state):
                 await hands.save(state)
             case Complete(number, result):
-                completion = hands.complete(None if result is None else json.loads(result))
+                completion = hands.complete_json(result)
                 return Answer(number, sql=completion.sql, parameters=completion.parameters)
             case _:
                 hands.send(each := sent_by(word))

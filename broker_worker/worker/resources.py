@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Collection, Mapping
-from contextlib import AsyncExitStack
+from contextlib import AbstractAsyncContextManager, suppress
 
 from broker_worker.errors import BrokerWorkerError, ConfigurationError
 from broker_worker.handler import Handler, Way
 from broker_worker.registry import Registry
+
+CLOSE_LIMIT = 2.0  # seconds
 
 
 class ResourceError(BrokerWorkerError):
@@ -21,7 +24,7 @@ class Resources:
         """Take what handlers that run in one of `ways` need, and what no handler asks for."""
         self._registry = registry
         self._ways = ways
-        self._stack = AsyncExitStack()
+        self._closers: list[AbstractAsyncContextManager[object]] = []
         self._open: dict[type, object] = {}
         self._opening: list[type] = []
         self._instance_by_name: dict[str, object] = {}
@@ -43,14 +46,27 @@ class Resources:
                     self._instance_by_name[handler.name] = self._make(handler)
         except BaseException:
             self._opening.clear()
-            await self.close()
+            with suppress(ResourceError):  # why it can't be opened says more
+                await self.close()
             raise
 
     async def close(self) -> None:
-        """Close what is open; safe to repeat."""
+        """Close what is open, each within 2 s; safe to repeat.
+
+        Raises:
+            ResourceError: some could not be closed; the others are.
+        """
         self._open.clear()
         self._instance_by_name.clear()
-        await self._stack.aclose()
+        faults = []
+        while self._closers:
+            try:
+                async with asyncio.timeout(CLOSE_LIMIT):
+                    await self._closers.pop().__aexit__(None, None, None)
+            except Exception as error:  # noqa: BLE001 - the others are to be closed, whatever it is
+                faults.append(_short(error))
+        if faults:
+            raise ResourceError(f"resources can't be closed: {'; '.join(faults)}")
 
     def function(self, handler: Handler) -> Callable[..., object]:
         """What to call: the function itself, or `run` of the instance."""
@@ -78,9 +94,11 @@ class Resources:
         resource = self._registry.resources[kind]
         needs = {name: await self._get(needed) for name, needed in resource.needs.items()}
         try:
-            self._open[kind] = await self._stack.enter_async_context(resource.open(**needs))
+            opening = resource.open(**needs)
+            self._open[kind] = await opening.__aenter__()
         except Exception as error:
             raise ResourceError(f"the resource {kind.__name__} can't be opened: {_short(error)}") from error
+        self._closers.append(opening)
         self._opening.remove(kind)
         return self._open[kind]
 

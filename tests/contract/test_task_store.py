@@ -276,8 +276,11 @@ async def test_a_waiting_task_expires(world: World) -> None:
 
 
 async def test_a_crasher_waits_for_its_lane_without_a_charge(world: World) -> None:
-    worker = await world.join()
-    await worker.finish(MESSAGE, Postponed(timedelta(0), FAILURE, Reason.CRASHED))
+    gone, worker = await world.join(), await world.join()
+    await gone.claim(MESSAGE)
+    await worker.arrive(MESSAGE)  # which gives the row its body
+    await world.kill(gone)
+    await worker.rescues.rescue()
     message = copy_of(await world.row(TASK))
 
     free = await worker.arrive(message)
@@ -286,7 +289,18 @@ async def test_a_crasher_waits_for_its_lane_without_a_charge(world: World) -> No
 
     assert isinstance(free.decision, NeedsLane)
     assert isinstance(busy.decision, PutOff)
-    assert held.decision == Claimed(2, 3)
+    assert held.decision == Claimed(2, 4)
+
+
+async def test_a_task_whose_child_crashed_needs_no_lane(world: World) -> None:
+    """It has hurt nobody else."""
+    worker = await world.join()
+    await worker.finish(MESSAGE, Postponed(timedelta(0), FAILURE, Reason.CRASHED))
+
+    met = await worker.arrive(copy_of(await world.row(TASK)), lane=Lane.BUSY)
+
+    assert met.decision == Claimed(2, 2)
+    assert [each.outcome for each in await world.attempts(TASK)] == ["crashed"]
 
 
 # --- running -----------------------------------------------------------------------

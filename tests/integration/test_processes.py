@@ -74,10 +74,10 @@ class Hands:
     def name_of(self, task: AnyHandler | str) -> str:
         raise NotImplementedError
 
-    def complete(self, result: object) -> Completion:
+    def complete_json(self, result: str | None) -> Completion:
         if self.error is not None:
             raise self.error
-        return Completion("UPDATE tasks SET result = %s", (json.dumps(result), 7, None))
+        return Completion("UPDATE tasks SET result = %s", (result, 7, None))
 
 
 def context(name: str, payload: object = None, **facts: Any) -> Context:  # noqa: ANN401 - of a context
@@ -337,7 +337,7 @@ async def test_hands_that_break_end_the_child(pool: ProcessPool) -> None:
 async def test_a_completion_comes_from_the_worker(pool: ProcessPool) -> None:
     found = await result(pool, "complete", hands=Hands())
 
-    assert found == ["UPDATE tasks SET result = %s", '{"total": 1, "pid": 2}', 7, None]
+    assert found == ["UPDATE tasks SET result = %s", '{"total":1,"pid":2}', 7, None]
 
 
 async def test_a_thread_that_outlives_its_attempt_does_not_speak_for_the_next(pool: ProcessPool) -> None:
@@ -356,12 +356,13 @@ async def test_a_child_has_no_setting_and_no_descriptor_of_its_parent(
 ) -> None:
     monkeypatch.setenv("BROKER_WORKER_DATABASE_URL", "postgresql://user:password@host/app")
     monkeypatch.setenv("BROKER_WORKER_AMQP_URL_FILE", "/run/secrets/amqp")
+    monkeypatch.setenv("broker_worker_amqp_url", "amqp://user:password@host")  # settings take any case
     monkeypatch.setenv("OF_THE_HANDLERS", "kept")
     with socket.create_server(("127.0.0.1", 0)) as server:
         server.set_inheritable(True)
         found = await result(pool, "surroundings")
 
-    assert [name for name in found["environment"] if name.startswith("BROKER_WORKER_")] == []
+    assert [name for name in found["environment"] if name.upper().startswith("BROKER_WORKER_")] == []
     assert found["environment"]["OF_THE_HANDLERS"] == "kept"
     assert [each for each in found["descriptors"] if each.startswith("socket:")] == []
     assert [each.partition(":")[0] for each in found["descriptors"] if "pipe:" in each][-2:] == ["pipe"] * 2

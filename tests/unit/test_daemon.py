@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from uuid import UUID
 
@@ -151,3 +151,31 @@ async def test_giving_up_while_draining_does_not_cut_the_drain_short() -> None:
 
     assert (signals.exit_code, signals.reason) == (1, "SIGTERM")
     assert not signals.hurry.is_set()
+
+
+@in_virtual_time
+async def test_a_worker_that_is_asked_to_stop_while_it_prepares_leaves_off_and_lets_go() -> None:
+    end = End()
+
+    async def hang() -> None:
+        await asyncio.get_running_loop().create_future()
+
+    end.parts = replace(end.parts, prepare=hang, let_go=(end.noting("let_go"),))
+
+    assert await end.run() == 0
+    assert end.done == ["let_go", "close"]
+
+
+@in_virtual_time
+async def test_what_a_preparation_opens_is_let_go_of_in_the_same_task() -> None:
+    end = End()
+    tasks: list[object] = []
+
+    async def note_task() -> None:
+        tasks.append(asyncio.current_task())
+
+    end.parts = replace(end.parts, prepare=note_task, let_go=(note_task,))
+
+    await end.run()
+
+    assert tasks[0] is tasks[1]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from broker_worker.errors import ConfigurationError
 from broker_worker.handler import Way
 from broker_worker.outcome import Succeeded
 from broker_worker.registry import Registry
+from broker_worker.testing.clock import in_virtual_time
 from broker_worker.worker.resources import ResourceError, Resources
 from tests.unit.test_executor import Bench
 
@@ -263,3 +265,26 @@ async def test_what_no_handler_asks_for_is_opened_for_its_effect() -> None:
     await Resources(log.registry(), ways=(Way.LOOP,)).open()
 
     assert log == ["pool opens", "client opens"]
+
+
+@in_virtual_time
+async def test_a_resource_that_hangs_in_its_close_keeps_no_other_open() -> None:
+    closed: list[str] = []
+    registry = Registry()
+
+    @registry.resource
+    async def pool() -> AsyncIterator[Pool]:
+        yield Pool()
+        closed.append("pool")
+
+    @registry.resource
+    async def client(_pool: Pool) -> AsyncIterator[Client]:
+        yield Client()
+        await asyncio.get_running_loop().create_future()
+
+    resources = Resources(registry)
+    await resources.open()
+    with pytest.raises(ResourceError, match="can't be closed: TimeoutError"):
+        await resources.close()
+
+    assert closed == ["pool"]

@@ -208,7 +208,7 @@ async def test_the_deadline_limits_a_running_attempt_and_no_retry_follows_it() -
         await forever()
 
     claim = claim_of()
-    claim = replace(claim, row=replace(claim.row, deadline_at=BEGINNING + timedelta(seconds=12)))
+    claim = replace(claim, time_left=timedelta(seconds=12))
     outcome = await here.execute(handler_of(wait), claim=claim)
 
     assert isinstance(outcome, Dead)
@@ -226,7 +226,7 @@ async def test_the_time_left_is_counted_from_the_end_of_an_attempt() -> None:
         raise ValueError
 
     claim = claim_of()
-    claim = replace(claim, row=replace(claim.row, deadline_at=BEGINNING + timedelta(seconds=20)))
+    claim = replace(claim, time_left=timedelta(seconds=20))
     outcome = await here.execute(handler_of(fail), claim=claim)  # the next could begin 7.5 s later
 
     assert isinstance(outcome, Dead)

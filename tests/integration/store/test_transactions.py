@@ -618,10 +618,14 @@ async def test_an_outcome_waits_for_a_transaction_whose_commit_is_on_its_way(dat
                 group.create_task(transaction.commit(Succeeded()))
                 await until(lambda: here.is_waiting("COMMIT%"))
                 recording = group.create_task(here.inbox.tasks.record(claim, Released()))
-                await until(lambda: here.is_waiting("%FOR UPDATE%"))
+                others = [await here.inbox.claim(a_message(f"other-{number}")) for number in (1, 2)]
+                for other in others:  # which the locked row does not hold up
+                    assert await here.inbox.tasks.record(other, Released()) == Released()
+                assert not recording.done()
 
         assert recording.result() == Succeeded()
-        assert (await here.effects(), await here.state()) == (["paid"], "succeeded")
+        [row] = await here.inbox.fetch("SELECT state FROM {schema}.tasks WHERE message_id = 't-1'")
+        assert (await here.effects(), row["state"]) == (["paid"], "succeeded")
 
 
 async def until(condition: Callable[[], Awaitable[bool]]) -> None:
