@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+from pathlib import Path
 
 import pytest
 
@@ -39,6 +40,8 @@ def test_a_worker_that_was_suspended_is_alive_and_blames_nobody(service: Service
     worker = service.start(BLOCKED_LOOP_LIMIT="1s")
 
     worker.signal(signal.SIGSTOP)
+    status = Path(f"/proc/{worker.process.pid}/stat")
+    until("it is stopped", lambda: status.read_text().rpartition(")")[2].split()[0] == "T")
     unanswered, _ = worker.get("/livez")  # gives up after 5 s
     worker.signal(signal.SIGCONT)
     answered, _ = worker.get("/livez")

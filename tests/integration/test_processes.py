@@ -455,7 +455,9 @@ async def test_a_crash_ends_its_own_attempt_and_nothing_else(
 
         go.write_text("untouched")
 
-    assert str(caught.value) == message
+    # with its pipes closed a child soon ends, too: either may be seen first
+    either = {message, "exit status 1"} if payload == {"how": "close"} else {message}
+    assert str(caught.value) in either
     assert sibling.result() == "untouched"
     assert (await result(pool, "add", {"a": 1, "b": 2}))["total"] == 3
 
