@@ -21,7 +21,7 @@ from broker_worker.testing.broker import MemoryChannel
 from broker_worker.testing.clock import VirtualLoop, in_virtual_time
 from broker_worker.worker.daemon import Daemon, Parts, Signals
 from broker_worker.worker.executor import HARD_AFTER
-from tests.unit.test_processor import World
+from tests.unit.test_processor import DEFAULTS, World
 
 TIMEOUT = timedelta(seconds=30)
 
@@ -187,7 +187,7 @@ async def test_a_thread_past_its_hard_limit_keeps_its_slot_while_its_retry_runs_
     assert [record.outcome for record in row.records.values()] == ["timeout"]
     assert (row.task.attempt, row.result) == (2, '"beside the first"')
     assert (lost_at_timeout, lost_at_retry, here.slots.lost) == (0, 1, 0)
-    assert [await here.slots.take(waits=False) for _ in range(2)] == [True, True]
+    assert [await here.slots.take(waits=False) for _ in range(3)] == [True, True, False]
 
 
 @in_virtual_time
@@ -254,6 +254,7 @@ async def test_a_cancel_reaches_the_attempt_that_runs(*, in_thread: bool) -> Non
         await here.until_finished()
 
     assert here.state("it", "t-1") is TaskState.CANCELLED
+    assert here.clock.monotonic() < DEFAULTS.task_timeout.total_seconds()  # which would end it so, too
     assert not here.database.letters
 
 
