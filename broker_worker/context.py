@@ -187,7 +187,11 @@ class BaseContext(Injected):
         delay: timedelta | float,
         task_id: str | None,
     ) -> str:
-        identity = TaskId(queue or self.queue, self.hands.name_of(task), task_id or uuid4().hex)
+        identity = TaskId(
+            self.queue if queue is None else queue,
+            self.hands.name_of(task),
+            uuid4().hex if task_id is None else task_id,
+        )
         wait = delay if isinstance(delay, timedelta) else timedelta(seconds=delay)
         if wait < timedelta(0):
             raise ValueError("the delay of a task is not negative")

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import BaseModel, Field, field_validator
+from sqlalchemy.ext.asyncio import AsyncSession
 
 from broker_worker.context import Context
 from broker_worker.errors import ConfigurationError
@@ -508,3 +509,17 @@ def test_an_annotation_may_name_what_is_defined_later_or_itself() -> None:
     body = b'{"children":[{}]}'
 
     assert handler_of(function).bind(body, JSON) == {"node": Node(children=[Node()])}
+
+
+@pytest.mark.parametrize("is_process", [False, True])
+def test_a_session_is_for_async_handlers_on_the_event_loop_only(*, is_process: bool) -> None:
+    registry = Registry()
+
+    def plain(session: AsyncSession) -> None: ...
+
+    async def elsewhere(session: AsyncSession) -> None: ...
+
+    registry.task("it", process=is_process)(elsewhere if is_process else plain)
+
+    with pytest.raises(ConfigurationError, match="only an async handler on the event loop can have"):
+        _ = registry.handlers
