@@ -235,3 +235,23 @@ def test_a_completion_commits_the_end_of_a_task_by_another_driver(authored: Serv
     assert effects(authored) == ["t-1"]
     assert authored.task("t-1")["result"] == '"by psycopg"'
     assert authored.task("t-2")["error_type"] == "NotCompletedError"
+
+
+# --- resources --------------------------------------------------------------------------------
+
+
+def test_resources_are_open_before_the_worker_is_ready_and_closed_after_it_has_drained(
+    service: Service,
+) -> None:
+    service.settings = {"HANDLERS": "tests.support.shared_handlers"}
+    worker = service.start()
+    assert [line.split()[1] for line in service.runs_file.read_text().splitlines()] == ["opened"]
+    service.publish(message("uses.shared", "t-1"))
+    until("it runs", lambda: service.runs()["t-1"] == 1)
+
+    worker.signal(signal.SIGTERM)
+    service.gate.touch()
+
+    assert worker.wait() == 0
+    lines = [line.split()[1] for line in service.runs_file.read_text().splitlines()]
+    assert lines == ["opened", "t-1", "used", "closed"]
