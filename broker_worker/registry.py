@@ -307,7 +307,8 @@ def _place(target: object) -> str:
 
 
 def _check_memory_limit(limit: int | None, *, is_process: bool) -> None:
-    if limit is not None and not (is_process and limit > 0):
+    is_size = isinstance(limit, int) and not isinstance(limit, bool) and limit > 0
+    if limit is not None and not (is_process and is_size):
         raise ConfigurationError("memory_limit is a number of bytes, for process=True only")
 
 

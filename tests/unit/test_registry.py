@@ -523,3 +523,13 @@ def test_a_session_is_for_async_handlers_on_the_event_loop_only(*, is_process: b
 
     with pytest.raises(ConfigurationError, match="only an async handler on the event loop can have"):
         _ = registry.handlers
+
+
+@pytest.mark.parametrize("limit", [0, -1, True, "512MiB", 1.5])
+def test_a_memory_limit_is_a_number_of_bytes(limit: object) -> None:
+    register = Registry().task("it", process=True, memory_limit=limit)  # type: ignore[arg-type]  # by mistake
+
+    with pytest.raises(ConfigurationError, match="memory_limit is a number of bytes"):
+
+        @register
+        def it() -> None: ...
