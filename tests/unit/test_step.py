@@ -372,7 +372,7 @@ def test_a_cancel_ends_what_waits_and_asks_what_runs() -> None:
 def test_a_replay_begins_from_the_start_but_never_with_an_old_epoch() -> None:
     dead = replace(
         QUEUED, state=TaskState.DEAD, has_body=False, attempt=3, interruptions=7, poisonings=2, reemissions=4,
-        refused_at=NOW, reason=Reason.GAVE_UP, is_cancel_requested=True, not_after=NOW,
+        refused_at=NOW, reason=Reason.GAVE_UP, is_cancel_requested=True, not_after=NOW, deadline_at=NOW,
     )  # fmt: skip
 
     step = step_of_replay(dead, MESSAGE)
