@@ -1,0 +1,1 @@
+"""One file per further measure, each with `measure(servers, scale)`, which returns its figures."""
