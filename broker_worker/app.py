@@ -23,6 +23,7 @@ from broker_worker.amqp.delivery import AmqpDelivery
 from broker_worker.amqp.publisher import Publisher
 from broker_worker.amqp.topology import Topology
 from broker_worker.clock import SystemClock
+from broker_worker.event_loop import loop_factory
 from broker_worker.events import ConnectionChanged
 from broker_worker.handler import Way
 from broker_worker.loading import load_registries
@@ -412,7 +413,7 @@ def run_daemon(settings: Settings) -> int:
             observation.stop()
         return code, app.daemon.has_stubborn_handlers or app.executor.has_left_runs
 
-    with asyncio.Runner() as runner:
+    with asyncio.Runner(loop_factory=loop_factory()) as runner:
         code, is_stubborn = runner.run(main())
         if is_stubborn or _has_busy_threads():
             # a handler that can't be stopped would keep the process alive for ever; its claim is released

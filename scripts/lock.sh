@@ -15,8 +15,8 @@ compile() {
 }
 
 # The second is constrained by the first: what is tested is what is shipped.
-compile requirements/runtime.txt "$@"
-compile requirements/dev.txt --constraints requirements/runtime.txt --extra local --group dev "$@"
+compile requirements/runtime.txt --extra uvloop "$@"
+compile requirements/dev.txt --constraints requirements/runtime.txt --extra local --extra uvloop --group dev "$@"
 if grep -nE '://|^-|file:|/(home|root|tmp|opt|work)/' requirements/*.txt; then
     echo "lock.sh: the lines above name an address or a path of this machine; they do not belong into a lock" >&2
     exit 1
