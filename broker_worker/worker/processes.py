@@ -258,7 +258,9 @@ class Child:
                 stderr=None,
                 pass_fds=theirs,
                 env={name: value for name, value in os.environ.items() if not name.upper().startswith(OURS)},
-                process_group=0,  # a Ctrl-C is for the worker; and what a handler starts is killed with it
+                # A Ctrl-C is for the worker, and what a handler starts is killed with it. A group of its
+                # own would do, but uvloop has no `process_group`.
+                start_new_session=True,
             )
 
     def _note_end(self) -> None:
