@@ -70,6 +70,11 @@ class KeptProcess:
             )
         self._name = Path(program.command[0]).name
 
+    @property
+    def pid(self) -> int:
+        """The keeper's process id: the program and all its descendants are below it."""
+        return self._keeper.pid
+
     def is_running(self) -> bool:
         """Whether the program has not ended yet."""
         return self._keeper.poll() is None
