@@ -63,6 +63,7 @@ from broker_worker.worker.resources import Resources
 END_GRACE = 2.0  # seconds in which an idle child may close its resources
 PACE = 0.2  # seconds between two words of which the newest is enough
 PR_SET_PDEATHSIG = 1  # prctl(2)
+STDERR = 2  # the last of the three that every program has
 FIRST_TO_GO = "1000"  # where the machine runs out of memory, the kernel ends this one before its worker
 ERRORS: Mapping[str, type[BrokerWorkerError]] = {
     kind.__name__: kind for kind in (ClaimLostError, PayloadError, StoreDataError, StoreUnavailableError)
@@ -72,8 +73,7 @@ ERRORS: Mapping[str, type[BrokerWorkerError]] = {
 def main() -> None:
     """Serve until the worker has no more to do, or is gone."""
     parent, orders, reports, faults = map(int, sys.argv[1:])
-    for descriptor in (orders, reports, faults):
-        os.set_inheritable(descriptor, False)  # what a handler starts has no part in this  # noqa: FBT003
+    _keep_only((orders, reports, faults))
     faulthandler.enable(faults, all_threads=False)
     _die_with(parent)
     line = Line(orders, reports)
@@ -390,6 +390,18 @@ def _memory_limited(limit: int | None) -> Iterator[None]:
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_DATA, (soft, hard))
+
+
+def _keep_only(ours: tuple[int, ...]) -> None:
+    """Close what else was inherited: asyncio's loop does it before this program begins, uvloop's does not."""
+    for name in os.listdir("/dev/fd"):  # noqa: PTH208 - numbers
+        descriptor = int(name)
+        with suppress(OSError):  # that of the listing is closed already
+            # what was opened since is not inheritable
+            if descriptor > STDERR and descriptor not in ours and os.get_inheritable(descriptor):
+                os.close(descriptor)
+    for descriptor in ours:
+        os.set_inheritable(descriptor, False)  # what a handler starts has no part in this  # noqa: FBT003
 
 
 def _die_with(parent: int) -> None:
