@@ -9,7 +9,7 @@ import inspect
 import pkgutil
 import sys
 import tempfile
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -105,27 +105,34 @@ async def _measure(
 def _rows(standings: Sequence[Standing], scale: Scale) -> dict[str, Row]:
     best = best_variants(standings)
     shown = best | {standing.contestant.name: standing for standing in standings}
-    rate = {name: standing.rate for name, standing in best.items()}
-    return {name: _row(standing, rate, scale) for name, standing in shown.items()}
+    rate = {name: standing.rate for name, standing in shown.items() if standing.rate}
+    return {name: _row(name, standing, rate, scale) for name, standing in shown.items()}
 
 
-def _row(standing: Standing, rate: dict[str, float], scale: Scale) -> Row:
+def _row(name: str, standing: Standing, rate: Mapping[str, float], scale: Scale) -> Row:
     contestant = standing.contestant
-    reference, ours = rate.get(REFERENCE), rate.get(contestant.goal_of)
-    return Row(
+    row = Row(
         title=contestant.title,
         persists=contestant.persists,
         setting=contestant.setting,
         messages=messages_of(contestant, scale),
         rounds=[run.rate for run in standing.runs],
         median=standing.rate,
-        ratio=standing.rate / reference if reference else None,
+        ratio=_divided(rate, name, REFERENCE),
         processor_us=standing.processor_microseconds,
-        ratio_of=contestant.goal_of,
-        ratio_to_it=ours / standing.rate if ours and standing.rate else None,
-        goal=contestant.goal,
         failure=standing.failure,
     )
+    goal = contestant.goal
+    if goal is None or name != (contestant.variant_of or name):  # a row has it once, and not each variant
+        return row
+    to = goal.to or name
+    return replace(
+        row, compared=f"{goal.of} / {to}", compared_ratio=_divided(rate, goal.of, to), goal=goal.least
+    )
+
+
+def _divided(rate: Mapping[str, float], of: str, to: str) -> float | None:
+    return rate[of] / rate[to] if of in rate and to in rate else None
 
 
 if __name__ == "__main__":

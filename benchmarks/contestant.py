@@ -1,9 +1,9 @@
 """One contestant, and what its program has to do.
 
 A contestant is a program `python -m benchmarks.runners.<runner>`. With the argument `work` it works on the
-tasks until SIGTERM. Where it `fills` its queue itself, it is run with `fill` before that: it puts as many tasks
-as BENCH_MESSAGES says where its system takes them, and ends. Where it does not, they are put as plain messages
-into a durable quorum queue (`benchmarks.prefill`). Both get
+tasks until SIGTERM. Where it `fills` its queue itself, it is run with `fill` before that: it puts as many
+tasks as BENCH_MESSAGES says where its system takes them, and ends. Where it does not, they are put as plain
+messages into a durable quorum queue (`benchmarks.prefill`). Both get
 
 - `BENCH_AMQP_URL`: a virtual host of its own, empty before `fill`,
 - `BENCH_DATABASE_URL`: a database of its own, empty before `fill`,
@@ -19,6 +19,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
+
+
+@dataclass(frozen=True, slots=True)
+class Goal:
+    """What is to be reached beside it: the rate of row `of` divided by that of row `to`, at least."""
+
+    least: float
+    of: str = "broker_worker"
+    to: str = ""  # empty: the contestant's own row
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,5 +49,7 @@ class Contestant:
     queue: str | None = "bench"  # what BENCH_QUEUE says, and must be empty at the end; None: no RabbitMQ
     # the name of the row for which the fastest of several like this one stands, where they are several
     variant_of: str | None = None
-    goal: float | None = None  # the least ratio of `goal_of` to it
-    goal_of: str = "broker_worker"
+    # Where the clock begins: at the first call of a handler, or at the first delivery, for who does something
+    # with all messages before the first call
+    begins_at: Literal["call", "delivery"] = "call"
+    goal: Goal | None = None

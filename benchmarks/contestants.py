@@ -2,26 +2,28 @@
 
 from __future__ import annotations
 
-from benchmarks.contestant import Contestant
+from benchmarks.contestant import Contestant, Goal
 
 SUCCEEDED = "SELECT count(*) FROM broker_worker.tasks WHERE state = 'succeeded'"
 CONCURRENCY = "200"  # tasks at a time, and so the prefetch
-PREFETCH = "200"
-UVLOOP = {"BENCH_UVLOOP": "1"}
+PREFETCH = "1000"  # of the loops: more is not faster, less is slower on asyncio's own loop
 
 
-def _loop(name: str, title: str, setting: str, **variables: str) -> Contestant:
+def _loop(name: str, setting: str, *, uvloop: str) -> Contestant:
     return Contestant(
         name=name,
-        title=title,
+        title="bare aio-pika loop, ack each",
         runner="aio_pika_loop",
         setting=setting,
-        variables={"BENCH_PREFETCH": PREFETCH, "BENCH_FORM": "consume", **variables},
+        variables={"BENCH_PREFETCH": PREFETCH, "BENCH_FORM": "consume", "BENCH_UVLOOP": uvloop},
         variant_of="aio_pika_loop",
+        goal=Goal(1.0),
     )
 
 
-def _ours(name: str, title: str, setting: str, **variables: str) -> Contestant:
+def _ours(  # the reference, and its variants
+    name: str, title: str, *, setting: str, goal: Goal | None = None, share: float = 1.0, **variables: str
+) -> Contestant:
     return Contestant(
         name=name,
         title=title,
@@ -29,30 +31,78 @@ def _ours(name: str, title: str, setting: str, **variables: str) -> Contestant:
         persists="every attempt and outcome",
         setting=setting,
         fills=True,
+        share=share,
         variables={"BENCH_TASK": "bench", "BENCH_CONCURRENCY": CONCURRENCY, **variables},
         finished=SUCCEEDED,
         queue="bw.q.bench",
+        begins_at="delivery" if variables.get("BENCH_IDS") == "0" else "call",
+        goal=goal,
     )
 
 
 LOOPS = (
-    _loop("aio_pika_loop_asyncio", "bare aio-pika loop, ack each", f"prefetch {PREFETCH}, asyncio"),
-    _loop(
-        "aio_pika_loop_uvloop",
-        "bare aio-pika loop, ack each",
-        f"prefetch {PREFETCH}, uvloop",
-        BENCH_UVLOOP="1",
-    ),
+    _loop("aio_pika_loop_uvloop", f"uvloop, prefetch {PREFETCH}", uvloop="1"),
+    _loop("aio_pika_loop_asyncio", f"asyncio, prefetch {PREFETCH}", uvloop="0"),
     Contestant(
         name="aiormq_multi_ack",
         title="bare aiormq, one ack for 50",
         runner="aiormq_multi_ack",
-        setting=f"prefetch {PREFETCH}, uvloop",
+        setting=f"uvloop, prefetch {PREFETCH}",
         variables={"BENCH_PREFETCH": PREFETCH, "BENCH_UVLOOP": "1"},
-        goal=0.5,
+        goal=Goal(0.5),
     ),
 )
 
-OURS = (_ours("broker_worker", "broker_worker", f"QUEUES=bench:{CONCURRENCY}"),)
+OURS = (
+    _ours("broker_worker", "broker_worker", setting=f"QUEUES=bench:{CONCURRENCY}"),
+    _ours(
+        "broker_worker_all",
+        "broker_worker, keeps all bodies",
+        setting=f"QUEUES=bench:{CONCURRENCY}, STORE_PAYLOADS=all",
+        BROKER_WORKER_STORE_PAYLOADS="all",
+    ),
+    _ours(
+        "broker_worker_without_id",
+        "broker_worker, messages without id",
+        setting=f"QUEUES=bench:{CONCURRENCY}",
+        BENCH_IDS="0",
+        goal=Goal(0.4, of="broker_worker_without_id", to="broker_worker"),
+    ),
+    _ours(
+        "broker_worker_transactional",
+        "broker_worker, transactional handler",
+        setting=f"QUEUES=bench:{CONCURRENCY}",
+        BENCH_TASK="bench_transactional",
+        share=0.25,
+        goal=Goal(0.8, of="broker_worker_transactional", to="sqlalchemy_loop"),
+    ),
+    Contestant(
+        name="sqlalchemy_loop",
+        title="bare SQLAlchemy loop, the same insert",
+        runner="sqlalchemy_loop",
+        persists="the handler's row",
+        setting="uvloop, prefetch 20, pool of 10",
+        fills=True,
+        share=0.25,
+        variables={"BENCH_PREFETCH": "20", "BENCH_UVLOOP": "1"},
+        finished="SELECT count(*) FROM bench_rows",
+    ),
+    _ours(
+        "broker_worker_thread",
+        "broker_worker, handler in a thread",
+        setting="QUEUES=bench:20",
+        BENCH_TASK="bench_thread",
+        BENCH_CONCURRENCY="20",
+        share=0.25,
+    ),
+    _ours(
+        "broker_worker_process",
+        "broker_worker, handler in a child process",
+        setting="QUEUES=bench:4",
+        BENCH_TASK="bench_process",
+        BENCH_CONCURRENCY="4",
+        share=0.1,
+    ),
+)
 
 CONTESTANTS = (*LOOPS, *OURS)

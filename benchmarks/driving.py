@@ -6,25 +6,21 @@ import asyncio
 import os
 import sys
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-import aiormq
-import asyncpg
-
 from benchmarks import processor_time, tally
 from benchmarks.contestant import Contestant
 from benchmarks.environment import peers_python
-from benchmarks.prefill import depth, prefill
+from benchmarks.prefill import prefill
 from benchmarks.servers import BenchServers, Place
+from benchmarks.watching import Watch, watching
 from broker_worker.local.process import KeptProcess, Program
 
 ROOT = Path(__file__).parents[1]
-SECONDS_BETWEEN_LOOKS = 0.005
-SECONDS_BETWEEN_COUNTS = 0.002
+SECONDS_BETWEEN_LOOKS = 0.003
 SECONDS_WITHOUT_PROGRESS = 60.0
 SECONDS_TO_FILL = 300.0
 SECONDS_TO_STOP = 30.0
@@ -60,8 +56,8 @@ async def run_once(contestant: Contestant, servers: BenchServers, messages: int)
         async with servers.place() as place:
             given = environment(contestant, place, messages, folder)
             await fill(contestant, given, folder)
-            async with watching(contestant, place) as finished:
-                return await work(_Work(contestant, given, folder, messages, finished))
+            async with watching(contestant, given) as watch:
+                return await work(_Work(contestant, given, folder, messages, watch))
 
 
 def environment(contestant: Contestant, place: Place, messages: int, folder: Path) -> dict[str, str]:
@@ -108,67 +104,44 @@ def start(contestant: Contestant, verb: str, given: Mapping[str, str], log: Path
     )
 
 
-@dataclass(slots=True)
-class Finished:
-    """Counts the rows of what is finished, where there are such rows."""
-
-    connection: asyncpg.Connection | None
-    query: str
-
-    async def count(self) -> int:
-        """Return how many there are now."""
-        found: int = await self.connection.fetchval(self.query) if self.connection is not None else 0
-        return found
-
-
-@asynccontextmanager
-async def watching(contestant: Contestant, place: Place) -> AsyncIterator[Finished]:
-    """Open what counts its rows before the clock runs."""
-    if contestant.finished is None:
-        yield Finished(None, "")
-        return
-    connection = await asyncpg.connect(place.database_url)
-    try:
-        yield Finished(connection, contestant.finished)
-    finally:
-        await connection.close()
-
-
 @dataclass(frozen=True, slots=True)
 class _Work:
     contestant: Contestant
     given: Mapping[str, str]
     folder: Path
     messages: int
-    finished: Finished
+    watch: Watch
 
     @property
     def log(self) -> Path:
         return self.folder / "work.log"
 
-    async def counted(self) -> int:
-        return tally.counted(self.folder / "tally")
+    @property
+    def stamps(self) -> Path:
+        return self.folder / "tally"
+
+    async def called(self) -> int:
+        return tally.counted(self.stamps)
 
 
 async def work(order: _Work) -> Run:
     """Start it, time it, stop it, and look whether all was done once."""
     program = start(order.contestant, "work", order.given, order.log)
+    begins_at_delivery = order.contestant.begins_at == "delivery"
     try:
-        await until(1, order.counted, order, program)
-        before = processor_time.below(program.pid)
-        await until(order.messages, order.counted, order, program)
-        if order.contestant.finished is not None:
-            await until(order.messages, order.finished.count, order, program)
-        ended = time.monotonic()
-        used = processor_time.below(program.pid) - before
+        await until(1, order.watch.taken if begins_at_delivery else order.called, order, program)
+        began, before = time.monotonic(), processor_time.below(program.pid)
+        await until(order.messages, order.called, order, program)
+        await until(order.messages, order.watch.finished, order, program)
+        ended, used = time.monotonic(), processor_time.below(program.pid) - before
     finally:
         await asyncio.to_thread(program.stop, SECONDS_TO_STOP)
         await asyncio.to_thread(program.end)
-    stamps = tally.stamps(order.folder / "tally")
+    stamps = tally.stamps(order.stamps)
     await verify(order, len(stamps))
-    if order.contestant.finished is None:
-        ended = max(stamps)
-    return Run(order.messages, ended - min(stamps), used)
+    began = began if begins_at_delivery else min(stamps)
+    ended = max(stamps) if order.contestant.finished is None else ended
+    return Run(order.messages, ended - began, used)
 
 
 async def until(wanted: int, count: Callable[[], Awaitable[int]], order: _Work, program: KeptProcess) -> None:
@@ -177,40 +150,30 @@ async def until(wanted: int, count: Callable[[], Awaitable[int]], order: _Work, 
     Raises:
         RunError: the program ended, or nothing moved for a minute.
     """
+    name = order.contestant.name
     seen, changed = -1, time.monotonic()
-    interval = SECONDS_BETWEEN_LOOKS if count == order.counted else SECONDS_BETWEEN_COUNTS
     while (now_there := await count()) < wanted:
         if now_there != seen:
             seen, changed = now_there, time.monotonic()
         if not program.is_running():
-            raise RunError(f"{order.contestant.name} ended after {seen} of {wanted}: {last_words(order.log)}")
+            raise RunError(f"{name} ended after {seen} of {wanted}: {last_words(order.log)}")
         if time.monotonic() - changed > SECONDS_WITHOUT_PROGRESS:
-            raise RunError(f"{order.contestant.name} stays at {seen} of {wanted}: {last_words(order.log)}")
-        await asyncio.sleep(interval)
+            raise RunError(f"{name} stays at {seen} of {wanted}: {last_words(order.log)}")
+        await asyncio.sleep(SECONDS_BETWEEN_LOOKS)
 
 
 async def verify(order: _Work, calls: int) -> None:
-    """See that each message was handled once, and that none is left.
+    """See that each message was handled once, and that none is left, now that none is out for an ack.
 
     Raises:
         RunError: it was not so.
     """
-    rows = await order.finished.count() if order.contestant.finished is not None else order.messages
-    left = await messages_left(order.given) if order.contestant.queue is not None else 0
+    rows, left = await order.watch.finished(), await order.watch.left()
     if (calls, rows, left) != (order.messages, order.messages, 0):
         raise RunError(
-            f"{order.contestant.name}: of {order.messages} messages, {calls} calls, {rows} rows,"
+            f"{order.contestant.name}: of {order.messages} messages, {calls} calls, {rows} rows finished,"
             f" {left} left in the queue: {last_words(order.log)}"
         )
-
-
-async def messages_left(given: Mapping[str, str]) -> int:
-    """Return how many messages the queue holds, now that its consumer is gone and none are out for an ack."""
-    connection = await aiormq.connect(given["BENCH_AMQP_URL"])
-    try:
-        return await depth(connection, given["BENCH_QUEUE"])
-    finally:
-        await connection.close()
 
 
 def last_words(log: Path) -> str:

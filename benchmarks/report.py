@@ -48,17 +48,17 @@ class Row:
     median: float
     ratio: float | None  # of the median to that of `REFERENCE`; None where that did not run
     processor_us: float  # processor time of its own processes per message, the median, in microseconds
-    ratio_of: str = "broker_worker"  # the row whose median `ratio_to_it` compares with this one
-    ratio_to_it: float | None = None
-    goal: float | None = None  # the least `ratio_to_it`
+    compared: str = ""  # the two rows whose medians are compared: "broker_worker / faststream"
+    compared_ratio: float | None = None  # None where one of them did not run
+    goal: float | None = None  # the least `compared_ratio`
     failure: str = ""
 
     @property
     def is_reached(self) -> bool | None:
         """Whether the goal is reached, None where there is none or nothing to compare."""
-        if self.goal is None or self.ratio_to_it is None:
+        if self.goal is None or self.compared_ratio is None:
             return None
-        return self.ratio_to_it >= self.goal
+        return self.compared_ratio >= self.goal
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -142,7 +142,8 @@ def _tables(report: Report) -> list[Table]:
             "highest",
             "ratio",
             "µs each",
-            "ours to it",
+            "compared",
+            "is",
             "goal",
         ],
         *(_contestant(name, row) for name, row in report.contestants.items()),
@@ -153,7 +154,7 @@ def _tables(report: Report) -> list[Table]:
 
 def _contestant(name: str, row: Row) -> list[str]:
     if row.failure or not row.rounds:
-        return [name, row.setting, row.persists, "failed", *[""] * 6]
+        return [name, row.setting, row.persists, "failed", *[""] * 7]
     return [
         name,
         row.setting,
@@ -163,8 +164,9 @@ def _contestant(name: str, row: Row) -> list[str]:
         f"{max(row.rounds):,.0f}",
         _ratio(row.ratio),
         f"{row.processor_us:,.0f}",
-        _ratio(row.ratio_to_it) if row.goal is not None else "",
-        "" if row.goal is None else _judged(f"{row.goal:g}", reached=row.is_reached),
+        row.compared,
+        _ratio(row.compared_ratio),
+        "" if row.goal is None else _judged(f"≥ {row.goal:g}", reached=row.is_reached),
     ]
 
 
