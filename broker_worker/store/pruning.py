@@ -1,23 +1,25 @@
 """Retention: what is over is deleted, a bounded number of rows at a time.
 
-Finished rows have no index by age, since the success path touches no indexed column.
+Succeeded rows have no index by age, since the success path touches no indexed column.
 Keys are given in the order of creation, though, and nothing is finished before it is
-created: so each kind of row is walked in key order, `WINDOW` rows a statement, from
-where the last statement stopped. A walk of tasks ends at the first window that is too
-young to hold anything; what is kept on its way is all that is looked at in vain.
+created: so rows are walked in key order, `WINDOW` rows a statement, from where the last
+statement stopped, up to the first window that is too young to hold anything. The next
+walk of succeeded tasks goes on from there; each `THOROUGH`th begins at the start, for what
+ended late, was locked or still owed a message. Other ends are few and have an index.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import timedelta
-from uuid import UUID
 
 from sqlalchemy import text
 
 from broker_worker.store.database import Database
 
 WINDOW = 1000  # rows that one statement looks at, and at most deletes
+THOROUGH = 60  # walks of succeeded tasks until one begins at the start; about an hour
+OTHER_ENDS = ("dead", "cancelled", "expired")
 WORKERS_KEPT = timedelta(days=7)
 
 
@@ -35,30 +37,52 @@ class PruningStore:
     def __init__(self, database: Database) -> None:
         self._database = database
         self._schema = database.schema
-        self._task = 0
+        self._succeeded = 0
+        self._walks = 0  # of succeeded tasks that came to their end
+        self._other = (OTHER_ENDS[0], 0)  # the state that is walked, and the last key
         self._payload = 0
         self._checkpoint = 0
-        self._letter = UUID(int=0)
 
-    async def prune_tasks(self, *, succeeded: timedelta | None, other: timedelta | None) -> Pruned:
-        """Delete tasks that finished longer ago than `succeeded`, or `other` for other ends; `None` keeps.
+    async def prune_succeeded(self, *, older_than: timedelta) -> Pruned:
+        """Delete tasks that succeeded longer ago than `older_than`, but none that still owes a message."""
+        pruned, last = await self._prune_tasks(
+            "key > :after", state="succeeded", after=self._succeeded, age=older_than
+        )
+        if pruned.is_more:
+            self._succeeded = last
+        else:
+            self._walks += 1
+            if self._walks % THOROUGH == 0:
+                self._succeeded = 0
+        return pruned
 
-        Never an unfinished one, one with an open dead letter, or one that still owes a message.
+    async def prune_others(self, *, older_than: timedelta) -> Pruned:
+        """Delete tasks that ended otherwise longer ago than `older_than`.
+
+        Never one with an open dead letter, or one that still owes a message. One state after the other.
         """
-        ages = [age for age in (succeeded, other) if age is not None]
-        if not ages:
-            return Pruned(0, is_more=False)
+        state, after = self._other
+        pruned, last = await self._prune_tasks(
+            "other_state = :state AND key > :after", state=state, after=after, age=older_than
+        )
+        if pruned.is_more:
+            self._other = (state, last)
+            return pruned
+        number = (OTHER_ENDS.index(state) + 1) % len(OTHER_ENDS)
+        self._other = (OTHER_ENDS[number], 0)
+        return Pruned(pruned.count, is_more=number > 0)
+
+    async def _prune_tasks(self, where: str, *, state: str, after: int, age: timedelta) -> tuple[Pruned, int]:
+        """Look at the next window of a walk; and the key where it ends."""
         async with self._database.transaction() as connection:
             rows = await connection.execute(
                 text(f"""
                     WITH walked AS MATERIALIZED (
                       SELECT key, created_at FROM {self._schema}.tasks
-                      WHERE key > :after ORDER BY key LIMIT {WINDOW}
+                      WHERE {where} ORDER BY key LIMIT {WINDOW}
                     ), over AS MATERIALIZED (
                       SELECT t.key FROM walked JOIN {self._schema}.tasks t USING (key)
-                      WHERE (t.state = 'succeeded' AND t.finished_at < now() - CAST(:succeeded AS interval)
-                          OR t.state IN ('dead', 'cancelled', 'expired')
-                            AND t.finished_at < now() - CAST(:other AS interval))
+                      WHERE t.state = :state AND t.finished_at < now() - CAST(:age AS interval)
                         AND NOT EXISTS (SELECT 1 FROM {self._schema}.dead_letters d
                                         WHERE d.task_key = t.key AND d.resolved_at IS NULL)
                         AND NOT EXISTS (SELECT 1 FROM {self._schema}.outbox o WHERE o.task_key = t.key)
@@ -67,14 +91,12 @@ class PruningStore:
                       DELETE FROM {self._schema}.tasks t USING over WHERE t.key = over.key RETURNING t.key
                     )
                     SELECT (SELECT count(*) FROM gone) AS deleted, count(*) AS walked, max(key) AS last,
-                      coalesce(max(created_at) >= now() - CAST(:youngest AS interval), true) AS is_at_end
+                      coalesce(max(created_at) >= now() - CAST(:age AS interval), true) AS is_at_end
                     FROM walked"""),
-                {"after": self._task, "succeeded": succeeded, "other": other, "youngest": min(ages)},
+                {"after": after, "state": state, "age": age},
             )
             row = rows.one()
-        is_more = row.walked == WINDOW and not row.is_at_end
-        self._task = row.last if is_more else 0
-        return Pruned(row.deleted, is_more)
+        return Pruned(row.deleted, is_more=row.walked == WINDOW and not row.is_at_end), row.last
 
     async def prune_payloads(self) -> Pruned:
         """Delete the bodies of finished tasks, from a time when those were kept."""
@@ -119,25 +141,16 @@ class PruningStore:
         async with self._database.transaction() as connection:
             rows = await connection.execute(
                 text(f"""
-                    WITH walked AS MATERIALIZED (
-                      SELECT id FROM {self._schema}.dead_letters WHERE id > :after ORDER BY id LIMIT {WINDOW}
-                    ), over AS MATERIALIZED (
-                      SELECT d.id FROM walked JOIN {self._schema}.dead_letters d USING (id)
+                    DELETE FROM {self._schema}.dead_letters WHERE id IN (
+                      SELECT d.id FROM {self._schema}.dead_letters d
                       WHERE d.resolved_at < now() - CAST(:age AS interval)
                         AND NOT EXISTS (SELECT 1 FROM {self._schema}.outbox o WHERE o.dead_letter = d.id)
-                      FOR UPDATE OF d SKIP LOCKED
-                    ), gone AS (
-                      DELETE FROM {self._schema}.dead_letters d USING over WHERE d.id = over.id RETURNING d.id
-                    )
-                    SELECT (SELECT count(*) FROM gone) AS deleted, count(*) AS walked,
-                      (SELECT id FROM walked ORDER BY id DESC LIMIT 1) AS last
-                    FROM walked"""),
-                {"after": self._letter, "age": older_than},
+                      ORDER BY d.resolved_at LIMIT {WINDOW} FOR UPDATE OF d SKIP LOCKED)
+                    RETURNING id"""),
+                {"age": older_than},
             )
-            row = rows.one()
-        is_more = row.walked == WINDOW
-        self._letter = row.last if is_more else UUID(int=0)
-        return Pruned(row.deleted, is_more)
+            count = len(rows.all())
+        return Pruned(count, is_more=count == WINDOW)
 
     async def prune_workers(self) -> Pruned:
         """Delete the rows of workers that are dead for a week and that no running task refers to.

@@ -16,8 +16,8 @@ from broker_worker.errors import SchemaError
 from broker_worker.store.database import Database, first_line, sqlstate
 
 VERSION_TABLE = "alembic_version"
-OLDEST = "0002"  # the oldest revision that this release works on
-NEWEST = "0002"
+OLDEST = "0003"  # the oldest revision that this release works on
+NEWEST = "0003"
 LOCK_KEY = 0x62776D67  # one migration at a time; any number that is ours
 NO_RIGHT = "42501"
 NOT_THERE = frozenset({"42P01", "3F000"})  # undefined table, undefined schema

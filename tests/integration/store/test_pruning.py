@@ -19,7 +19,14 @@ QUARTER = timedelta(days=90)
 
 
 async def prune(inbox: Inbox) -> int:
-    return (await PruningStore(inbox.database).prune_tasks(succeeded=WEEK, other=QUARTER)).count
+    """Walk over everything once, as a new process does."""
+    store = PruningStore(inbox.database)
+    count = (await store.prune_succeeded(older_than=WEEK)).count
+    is_more = True
+    while is_more:
+        pruned = await store.prune_others(older_than=QUARTER)
+        count, is_more = count + pruned.count, pruned.is_more
+    return count
 
 
 async def test_a_succeeded_task_goes_after_its_time_and_takes_its_attempts_along(database_url: str) -> None:
@@ -93,17 +100,7 @@ async def test_a_task_that_still_owes_a_message_is_not_pruned(database_url: str)
         assert await inbox.count("outbox") == 1
 
 
-async def test_what_is_kept_for_ever_is_kept(database_url: str) -> None:
-    async with opened(database_url) as inbox:
-        claim = await inbox.succeed(a_message())
-        await inbox.age(1000, key=claim.key)
-        store = PruningStore(inbox.database)
-
-        assert (await store.prune_tasks(succeeded=None, other=WEEK)).count == 0
-        assert (await store.prune_tasks(succeeded=None, other=None)).count == 0
-
-
-async def test_a_walk_goes_on_where_it_stopped_and_begins_anew_at_the_end(
+async def test_a_walk_goes_on_where_it_stopped_and_the_next_one_where_it_ended(
     database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(pruning, "WINDOW", 2)
@@ -113,7 +110,7 @@ async def test_a_walk_goes_on_where_it_stopped_and_begins_anew_at_the_end(
             await inbox.age(8, key=claim.key)
         store = PruningStore(inbox.database)
 
-        turns = [await store.prune_tasks(succeeded=WEEK, other=QUARTER) for _ in range(4)]
+        turns = [await store.prune_succeeded(older_than=WEEK) for _ in range(4)]
 
         assert [(turn.count, turn.is_more) for turn in turns] == [
             (2, True),
@@ -130,9 +127,53 @@ async def test_a_walk_ends_at_what_is_too_young(database_url: str, monkeypatch: 
             await inbox.succeed(a_message(f"t-{number}"))
         store = PruningStore(inbox.database)
 
-        turn = await store.prune_tasks(succeeded=WEEK, other=QUARTER)
+        turn = await store.prune_succeeded(older_than=WEEK)
 
         assert not turn.is_more
+
+
+async def test_what_a_walk_passed_by_is_deleted_by_the_next_thorough_one(
+    database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pruning, "WINDOW", 1)
+    monkeypatch.setattr(pruning, "THOROUGH", 2)
+    async with opened(database_url) as inbox:
+        late = await inbox.claim(a_message("late"))
+        await inbox.age(20, key=late.key)
+        for id_, days in (("old", 8), ("young", 1)):
+            claim = await inbox.succeed(a_message(id_))
+            await inbox.age(days, key=claim.key)
+        store = PruningStore(inbox.database)
+        first = [await store.prune_succeeded(older_than=WEEK) for _ in range(3)]
+        await inbox.tasks.record(late, Succeeded())
+        await inbox.age(8, key=late.key)
+
+        second, third = [await store.prune_succeeded(older_than=WEEK) for _ in range(2)]
+
+        assert [turn.count for turn in first] == [0, 1, 0]
+        assert (second.count, second.is_more) == (0, False)  # goes on behind it
+        assert third.count == 1
+
+
+async def test_other_ends_are_walked_one_state_after_the_other(
+    database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pruning, "WINDOW", 2)
+    async with opened(database_url) as inbox:
+        for number in range(5):
+            claim = await inbox.finish(a_message(f"t-{number}"), Cancelled())
+            await inbox.age(91, key=claim.key)
+        store = PruningStore(inbox.database)
+
+        turns = [await store.prune_others(older_than=QUARTER) for _ in range(5)]
+
+        assert [(turn.count, turn.is_more) for turn in turns] == [
+            (0, True),  # dead
+            (2, True),
+            (2, True),
+            (1, True),
+            (0, False),  # expired
+        ]
 
 
 async def test_a_row_that_somebody_holds_is_left_for_the_next_walk(database_url: str) -> None:
