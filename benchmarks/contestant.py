@@ -9,6 +9,7 @@ messages into a durable quorum queue (`benchmarks.prefill`). Both get
 - `BENCH_DATABASE_URL`: a database of its own, empty before `fill`,
 - `BENCH_QUEUE`: the queue that holds the tasks, where that is a queue of RabbitMQ,
 - `BENCH_MESSAGES`: how many there are,
+- `BENCH_SIZE`: the bytes of each body,
 - `BENCH_TALLY`: the file to which each call of a handler adds a stamp (`benchmarks.tally`); not for `fill`,
 
 and what the contestant's own `variables` say.

@@ -53,8 +53,10 @@ LOOPS = (
     ),
 )
 
+REFERENCE = _ours("broker_worker", "broker_worker", setting=f"QUEUES=bench:{CONCURRENCY}")
+
 OURS = (
-    _ours("broker_worker", "broker_worker", setting=f"QUEUES=bench:{CONCURRENCY}"),
+    REFERENCE,
     _ours(
         "broker_worker_all",
         "broker_worker, keeps all bodies",

@@ -14,6 +14,7 @@ from tempfile import TemporaryDirectory
 from benchmarks import processor_time, tally
 from benchmarks.contestant import Contestant
 from benchmarks.environment import peers_python
+from benchmarks.payload import SIZE
 from benchmarks.prefill import prefill
 from benchmarks.servers import BenchServers, Place
 from benchmarks.watching import Watch, watching
@@ -71,6 +72,7 @@ def environment(contestant: Contestant, place: Place, messages: int, folder: Pat
         "BENCH_DATABASE_URL": place.database_url,
         "BENCH_QUEUE": contestant.queue or "bench",
         "BENCH_MESSAGES": str(messages),
+        "BENCH_SIZE": str(SIZE),
         "BENCH_TALLY": str(folder / "tally"),
         "PYTHONPATH": str(ROOT),
         **contestant.variables,
@@ -81,7 +83,10 @@ async def fill(contestant: Contestant, given: Mapping[str, str], folder: Path) -
     """Put the tasks where they are taken from."""
     if not contestant.fills:
         await prefill(
-            given["BENCH_AMQP_URL"], queue=given["BENCH_QUEUE"], messages=int(given["BENCH_MESSAGES"])
+            given["BENCH_AMQP_URL"],
+            queue=given["BENCH_QUEUE"],
+            messages=int(given["BENCH_MESSAGES"]),
+            size=int(given["BENCH_SIZE"]),
         )
         return
     log = folder / "fill.log"

@@ -18,6 +18,7 @@ class Order:
     database_url: str
     queue: str
     messages: int
+    size: int
 
     @classmethod
     def given(cls) -> Order:
@@ -27,6 +28,7 @@ class Order:
             os.environ["BENCH_DATABASE_URL"],
             os.environ["BENCH_QUEUE"],
             int(os.environ["BENCH_MESSAGES"]),
+            int(os.environ["BENCH_SIZE"]),
         )
 
 

@@ -42,6 +42,7 @@ async def fill(order: program.Order) -> None:
         messages=order.messages,
         task=os.environ["BENCH_TASK"],
         with_ids=os.environ.get("BENCH_IDS") != "0",
+        size=order.size,
     )
 
 
