@@ -1,8 +1,9 @@
 """The channel below aio-pika's, with a shorter way for deliveries and acks.
 
 aio-pika makes two tasks and a copy of twenty fields of every message; aiormq makes one
-task. Here a delivery is a plain call, and an ack is a frame in the writer's queue:
-nothing that runs ever waits for the connection, and nothing hangs when it is gone.
+task. Here a delivery is a plain call (`delivery_stream.py`), and an ack is a frame in the
+writer's queue: nothing that runs ever waits for the connection, and nothing hangs when it
+is gone.
 """
 
 from __future__ import annotations
@@ -15,13 +16,12 @@ from typing import TypeVar
 import aiormq
 import aiormq.abc
 from aiormq.abc import ChannelFrame
-from aiormq.exceptions import ChannelInvalidStateError, InvalidFrameError
+from aiormq.exceptions import ChannelInvalidStateError
 from pamqp import commands
 from pamqp.base import Frame
-from pamqp.body import ContentBody
-from pamqp.header import ContentHeader
 
-Arrived = Callable[[commands.Basic.Deliver, ContentHeader, bytes], None]
+from broker_worker.amqp.delivery_stream import Delivered, DeliveryStream
+
 CHANNEL = TypeVar("CHANNEL", bound="OwnChannel")
 WRITER_IS_FULL = 0.01  # seconds until a frame that found no room is tried again
 HIGHEST_CHANNEL = 65535  # where the broker names no limit
@@ -67,12 +67,20 @@ class ConsumingChannel(OwnChannel):
     """
 
     def __init__(self, connector: aiormq.abc.AbstractConnection, number: int) -> None:
-        # no bound for frames that were read: the prefetch is one
         super().__init__(connector, number, publisher_confirms=False, frame_buffer=0)
-        self.arrived: Arrived = _ignore
         self.lost: asyncio.Future[str] = connector.loop.create_future()
         self._closing.add_done_callback(self._on_closed)
         self.on_consumer_cancel_callbacks.add(self._on_cancelled_by_the_broker)
+
+    def receive(self, deliveries: DeliveryStream, arrived: Callable[[Delivered], None]) -> None:
+        """Have `arrived` called with each delivery, until this channel is lost; it must not raise."""
+
+        def take(delivered: Delivered) -> None:
+            if not self.lost.done():  # what was on its way then goes back to its queue
+                arrived(delivered)
+
+        deliveries.subscribe(self.number, take)
+        self.lost.add_done_callback(lambda _: deliveries.unsubscribe(self.number, take))
 
     def send(self, frame: Frame) -> bool:
         """Hand one frame to the writer; false if there is no room for it. Never waits."""
@@ -90,19 +98,6 @@ class ConsumingChannel(OwnChannel):
         """
         if self.is_alive and not self.send(commands.Basic.Cancel(tag, nowait=True)):
             self.loop.call_later(WRITER_IS_FULL, self.cancel_consumer, tag)
-
-    async def _on_deliver_frame(self, frame: commands.Basic.Deliver) -> None:
-        header = await self._get_frame()
-        if not isinstance(header, ContentHeader):
-            raise InvalidFrameError(header)
-        remaining, parts = header.body_size, []
-        while remaining > 0:
-            part = await self._get_frame()
-            if not isinstance(part, ContentBody):
-                raise InvalidFrameError(part)
-            parts.append(part.value)
-            remaining -= len(part.value)
-        self.arrived(frame, header, parts[0] if len(parts) == 1 else b"".join(parts))
 
     async def _on_close_frame(self, frame: commands.Channel.Close) -> None:
         self._lose(f"the broker closed the channel: {frame.reply_code} {frame.reply_text}")
@@ -136,10 +131,6 @@ async def open_channel(
     connection.channels[number] = channel
     await channel.open()
     return channel
-
-
-def _ignore(deliver: commands.Basic.Deliver, header: ContentHeader, body: bytes) -> None:
-    """Stand in until the consumer is set."""
 
 
 def plain_channel(connection: aiormq.abc.AbstractConnection, number: int) -> OwnChannel:

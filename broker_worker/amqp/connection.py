@@ -21,6 +21,7 @@ from pamqp.heartbeat import Heartbeat
 from yarl import URL
 
 from broker_worker.amqp import safe_decoding
+from broker_worker.amqp.delivery_stream import DeliveryStream
 from broker_worker.amqp.failures import ConnectionUnusableError, describe, is_the_brokers, translated
 from broker_worker.amqp.patience import Reports, keep_up
 from broker_worker.amqp.urls import address, broker_urls
@@ -48,6 +49,13 @@ class Connection(aio_pika.Connection):
         if self.transport is None:
             raise BrokerUnavailableError("the connection is closed")
         return self.transport.connection
+
+    @property
+    def deliveries(self) -> DeliveryStream:
+        """Where the deliveries of its channels come out."""
+        if self._socket.deliveries is None:
+            raise BrokerUnavailableError("the connection was never made")
+        return self._socket.deliveries
 
     @property
     def is_open(self) -> bool:
@@ -239,15 +247,17 @@ def _leaves(error: BaseException) -> list[BaseException]:
 
 
 class _RememberedSocket(TransportFactory):
-    """Opens the socket as aiormq does, and keeps a hand on it."""
+    """Opens the socket as aiormq does, and keeps a hand on it; deliveries are taken out on the way."""
 
     def __init__(self, factory: TransportFactory) -> None:
         self._factory = factory
         self._writer: asyncio.StreamWriter | None = None
+        self.deliveries: DeliveryStream | None = None
 
     async def create(self, url: URL, **kwargs: object) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         reader, self._writer = await self._factory.create(url, **kwargs)
-        return reader, self._writer
+        self.deliveries = DeliveryStream(reader)
+        return self.deliveries, self._writer  # type: ignore[return-value]  # has what aiormq calls
 
     def abort(self) -> None:
         if self._writer is not None:

@@ -17,7 +17,8 @@ import aiormq
 
 from broker_worker.amqp.channel import ConsumingChannel, open_channel, plain_channel
 from broker_worker.amqp.connection import Connection, Link
-from broker_worker.amqp.delivery import Acker, AmqpDelivery, Arrival
+from broker_worker.amqp.delivery import Acker, AmqpDelivery
+from broker_worker.amqp.delivery_stream import Delivered
 from broker_worker.amqp.failures import ConnectionUnusableError, translated
 from broker_worker.amqp.patience import Reports, keep_up
 from broker_worker.amqp.topology import Topology
@@ -216,7 +217,7 @@ class _Consumer:
         async with asyncio.timeout(START_DEADLINE):
             channel = await open_channel(connection.wire, ConsumingChannel)
             acker = Acker(channel, self._count)
-            channel.arrived = lambda *arrival: self._arrived(acker, (channel, *arrival))
+            channel.receive(connection.deliveries, lambda delivered: self._arrived(acker, delivered))
             await channel.basic_qos(prefetch_count=self.subscription.prefetch)
             self._acker = acker  # before the first delivery, which may come with the consumer's confirmation
             await channel.basic_consume(self.subscription.amqp_queue, _unused, consumer_tag=tag)
@@ -243,13 +244,12 @@ class _Consumer:
         """Note that the channel is gone, or going."""
         self._channel = self._acker = self.idle_since = None
 
-    def _arrived(self, acker: Acker, arrival: Arrival) -> None:
-        tag = arrival[1].delivery_tag or 0
-        acker.delivered(tag)
+    def _arrived(self, acker: Acker, delivered: Delivered) -> None:
+        acker.delivered(delivered.tag)
         if self.is_stopped:
-            acker.release(tag)  # was on its way when we stopped: others can have it now
+            acker.release(delivered.tag)  # was on its way when we stopped: others can have it now
         else:
-            self._on_delivery(AmqpDelivery(self.queue, acker, self._topology.work_queue, arrival))
+            self._on_delivery(AmqpDelivery(self.queue, acker, self._topology.work_queue, delivered))
 
     def _count(self) -> None:
         """Keep `idle_since` right: called whenever the number of unsettled deliveries changes."""

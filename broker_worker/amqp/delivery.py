@@ -7,15 +7,13 @@ from collections.abc import Callable, Iterator, Mapping
 from functools import cached_property
 
 from pamqp import commands
-from pamqp.header import ContentHeader
 
 from broker_worker.amqp.channel import WRITER_IS_FULL, ConsumingChannel
-from broker_worker.amqp.properties import read_properties
+from broker_worker.amqp.delivery_stream import Delivered
+from broker_worker.amqp.properties import decode_properties
 from broker_worker.amqp.topology import POISON
 from broker_worker.message import Properties
 from broker_worker.task import Poisoning
-
-Arrival = tuple[ConsumingChannel, commands.Basic.Deliver, ContentHeader, bytes]
 
 
 class Acker:
@@ -35,6 +33,11 @@ class Acker:
         self._settled: set[int] = set()  # to be acked
         self._acked: set[int] = set()  # acked, above an unsettled one
         self._flush: asyncio.Handle | None = None
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether an ack can still reach the broker."""
+        return self._channel.is_alive
 
     @property
     def unsettled(self) -> int:
@@ -100,39 +103,27 @@ class Acker:
 
 
 class AmqpDelivery:
-    """One arrival; satisfies `ports.Delivery`. Properties are mapped when they are first asked for."""
+    """One arrival; satisfies `ports.Delivery`. Properties are decoded when they are first asked for."""
 
-    def __init__(self, queue: str, acker: Acker, work_queue: Callable[[str], str], arrival: Arrival) -> None:
+    def __init__(
+        self, queue: str, acker: Acker, work_queue: Callable[[str], str], delivered: Delivered
+    ) -> None:
         """Wrap what the channel read; `work_queue` names the work queue of a name."""
         self.queue = queue
         self._acker = acker
         self._work_queue = work_queue
-        self._channel, self._deliver, self._header, self.body = arrival
+        # the exchange and the key are those by which it came into its queue last
+        self._tag, self.redelivered, self.exchange, self.routing_key, self._header, self.body = delivered
 
     @cached_property
     def properties(self) -> Properties:
         """What the message travelled with."""
-        return read_properties(self._header)
-
-    @property
-    def redelivered(self) -> bool:
-        """Whether the broker has delivered it before."""
-        return self._deliver.redelivered
-
-    @property
-    def routing_key(self) -> str:
-        """The key by which it came into its queue."""
-        return self._deliver.routing_key or ""
-
-    @property
-    def exchange(self) -> str:
-        """The exchange it was published to, or dead-lettered to, last."""
-        return self._deliver.exchange
+        return decode_properties(self._header)
 
     @property
     def is_alive(self) -> bool:
         """Whether an ack can still reach the broker."""
-        return self._channel.is_alive
+        return self._acker.is_alive
 
     @property
     def poisoning(self) -> Poisoning | None:
@@ -145,11 +136,11 @@ class AmqpDelivery:
 
     def settle(self) -> None:
         """Ack without a coroutine."""
-        self._acker.settle(self._deliver.delivery_tag or 0)
+        self._acker.settle(self._tag)
 
     def release(self) -> None:
         """Give the message back to its queue at once; if the channel is gone, it went back by itself."""
-        self._acker.release(self._deliver.delivery_tag or 0)
+        self._acker.release(self._tag)
 
 
 def read_poisoning(

@@ -9,18 +9,37 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Mapping
-from datetime import datetime
+from datetime import UTC, datetime
 from uuid import uuid4
 
 from pamqp import commands, encode
 from pamqp.header import ContentHeader
 
-from broker_worker.amqp.safe_decoding import BrokenContentHeader
+from broker_worker.amqp.safe_decoding import BrokenContentHeader, decode_header, read_table
 from broker_worker.errors import PublishError
 from broker_worker.message import Properties
 
 SHORT = 255  # bytes of a short string, which names, keys and most properties are
 PERSISTENT = 2
+FLAGS_AT = 12  # bytes: class, weight and body size come before
+UNCOMMON = 0b111  # more flags to come, a cluster id, a bit that has no meaning
+SECONDS = struct.Struct(">Q")
+MAX_SECONDS = 0xFFFFFFFF
+FIELDS = (  # in the order of the wire
+    (1 << 15, "content_type"),
+    (1 << 14, "content_encoding"),
+    (1 << 13, "headers"),
+    (1 << 12, "octet"),  # delivery mode
+    (1 << 11, "octet"),  # priority
+    (1 << 10, "correlation_id"),
+    (1 << 9, "reply_to"),
+    (1 << 8, "expiration"),
+    (1 << 7, "message_id"),
+    (1 << 6, "timestamp"),
+    (1 << 5, "type"),
+    (1 << 4, "user_id"),
+    (1 << 3, "app_id"),
+)
 TYPE_HEADER = "task-type"  # where the contract looks for a task name that is no short string
 
 
@@ -54,6 +73,57 @@ def read_properties(header: ContentHeader) -> Properties:
         },
         broken=header.broken if isinstance(header, BrokenContentHeader) else None,
     )
+
+
+def decode_properties(header: bytes) -> Properties:
+    """Read the payload of a content header, whatever is in it.
+
+    What nearly all messages have is read at once; the rest, and all that looks wrong, by
+    `safe_decoding`, which takes several times as long.
+    """
+    try:
+        found = _decode_common(header)
+    except (
+        LookupError,
+        ValueError,
+        OverflowError,
+        OSError,
+        struct.error,
+    ):  # UnicodeDecodeError is a ValueError
+        found = None
+    return found if found is not None else read_properties(decode_header(header))
+
+
+def _decode_common(header: bytes) -> Properties | None:
+    """Read properties that are all as they should be; nothing where they may not be."""
+    flags, at = header[FLAGS_AT] << 8 | header[FLAGS_AT + 1], FLAGS_AT + 2
+    if flags & UNCOMMON:
+        return None
+    found: dict[str, str] = {}
+    timestamp: datetime | None = None
+    headers: dict[str, object] = {}
+    for flag, name in FIELDS:
+        if not flags & flag:
+            continue
+        if name == "headers":
+            at, table = read_table(header, at)
+            headers = {
+                key: bytes(each) if isinstance(each, bytearray) else each for key, each in table.items()
+            }
+        elif name == "timestamp":
+            (seconds,) = SECONDS.unpack_from(header, at)
+            if seconds > MAX_SECONDS:  # pamqp takes it for milliseconds
+                return None
+            timestamp = datetime.fromtimestamp(seconds, tz=UTC)
+            at += SECONDS.size
+        elif name == "octet":
+            at += 1
+        else:
+            start, at = at + 1, at + 1 + header[at]
+            found[name] = header[start:at].decode()
+    if at != len(header):
+        return None
+    return Properties(**found, timestamp=timestamp, headers=headers)
 
 
 def encode_properties(properties: Properties) -> EncodedProperties:

@@ -146,7 +146,7 @@ async def test_a_channel_closed_by_the_broker_is_replaced_and_other_queues_go_on
     await service.publish(b"victim")
     victim = await service.next()
 
-    await victim._channel.basic_ack(4711, wait=False)
+    await victim._acker._channel.basic_ack(4711, wait=False)
 
     assert (await service.next()).body == b"victim"
     assert held.is_alive

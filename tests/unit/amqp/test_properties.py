@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pamqp.header import ContentHeader
 
-from broker_worker.amqp.properties import encode_properties, read_properties, short
+from broker_worker.amqp.properties import decode_properties, encode_properties, read_properties, short
 from broker_worker.amqp.safe_decoding import BrokenContentHeader, decode_header
 from broker_worker.errors import PublishError
 from broker_worker.message import Properties
@@ -82,3 +82,41 @@ def test_what_is_broken_says_so() -> None:
     header.broken = "why"
 
     assert read_properties(header).broken == "why"
+
+
+names = st.text(max_size=20)
+values = st.one_of(
+    st.text(max_size=20),
+    st.integers(-(2**31), 2**31 - 1),
+    st.booleans(),
+    st.none(),
+    st.floats(allow_nan=False),
+)
+plain_properties = st.builds(
+    Properties,
+    type=st.none() | names,
+    content_type=st.none() | names,
+    content_encoding=st.none() | names,
+    correlation_id=st.none() | names,
+    reply_to=st.none() | names,
+    expiration=st.none() | names,
+    app_id=st.none() | names,
+    timestamp=st.none() | st.datetimes(timezones=st.just(UTC)).filter(lambda each: each.year > 1970),
+    headers=st.dictionaries(names, values, max_size=3),
+)
+
+
+@given(plain_properties)
+def test_the_short_way_to_decode_properties_gives_what_the_long_one_gives(properties: Properties) -> None:
+    payload = struct.pack(">HHQ", 60, 0, 0) + encode_properties(properties).encoded
+
+    assert decode_properties(payload) == read_properties(decode_header(payload))
+
+
+@given(st.binary(min_size=2, max_size=60))
+def test_whatever_stands_for_properties_is_decoded_alike(noise: bytes) -> None:
+    payload = struct.pack(">HHQ", 60, 0, 0) + noise
+
+    assert repr(decode_properties(payload)) == repr(
+        read_properties(decode_header(payload))
+    )  # NaN is not itself

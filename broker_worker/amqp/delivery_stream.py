@@ -1,0 +1,171 @@
+"""Deliveries, taken out of the byte stream before the library sees it.
+
+For each frame aiormq awaits three reads, builds an object field by field, passes it
+through a queue and wakes a task: for a small message several times what the rest of its
+reception costs. Here whatever has arrived is cut into frames at once, and the three
+frames of a delivery (AMQP 0-9-1, section 4.2.6) become one call. Every other frame, and
+all that is no frame at all, goes on to aiormq as it came.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import struct
+from collections.abc import Callable
+from typing import NamedTuple
+
+from pamqp import commands, constants
+from pamqp.heartbeat import Heartbeat
+
+CHUNK = 256 * 1024  # bytes at most that are asked of the socket's buffer at once
+FRAME = struct.Struct(">BHI")  # type, channel, size of the payload
+OVERHEAD = FRAME.size + 1  # bytes of a frame that are no payload
+KINDS = frozenset(
+    {constants.FRAME_METHOD, constants.FRAME_HEADER, constants.FRAME_BODY, constants.FRAME_HEARTBEAT}
+)
+DELIVER = struct.pack(">I", commands.Basic.Deliver.index)
+BODY_SIZE = struct.Struct(">Q")
+SIZE_AT = 4  # where a content header has it: after class and weight
+TAG = struct.Struct(">QB")  # delivery tag, redelivered
+SIGN_OF_LIFE = Heartbeat().marshal()
+
+
+class Delivered(NamedTuple):
+    """One delivery as the wire has it."""
+
+    tag: int
+    redelivered: bool
+    exchange: str
+    routing_key: str
+    header: bytes  # the payload of the content header
+    body: bytes
+
+
+Take = Callable[[Delivered], None]
+
+
+class DeliveryStream:
+    """Reads for aiormq what is not for a consumer of ours; quacks like the stream reader below it."""
+
+    def __init__(self, reader: asyncio.StreamReader) -> None:
+        self._reader = reader
+        self._content_by_channel: dict[int, _Content] = {}
+        self._cut = b""  # the beginning of a frame whose rest has not come yet
+        self._rest = bytearray()  # what the library has still to read
+        self._is_plain = False  # not, or no longer, a stream of frames
+
+    def subscribe(self, channel: int, take: Take) -> None:
+        """Call `take` with each delivery on `channel`; it must not raise."""
+        self._content_by_channel[channel] = _Content(take)
+
+    def unsubscribe(self, channel: int, take: Take) -> None:
+        """Undo `subscribe`, unless somebody else has subscribed the channel's number since."""
+        content = self._content_by_channel.get(channel)
+        if content is not None and content.take is take:
+            del self._content_by_channel[channel]
+
+    def at_eof(self) -> bool:
+        """Whether nothing can be read any more."""
+        return not self._rest and not self._cut and self._reader.at_eof()
+
+    async def readexactly(self, count: int) -> bytes:
+        """Read `count` bytes of what is left for the library."""
+        while len(self._rest) < count:
+            await self._receive(count)
+        taken = bytes(self._rest[:count])
+        del self._rest[:count]
+        return taken
+
+    async def read(self) -> bytes:
+        """Read to the end of the stream. aiormq does so where the peer speaks no AMQP."""
+        self._is_plain = True
+        taken = bytes(self._rest) + self._cut + await self._reader.read()
+        self._rest.clear()
+        self._cut = b""
+        return taken
+
+    async def _receive(self, wanted: int) -> None:
+        data = await self._reader.read(CHUNK)
+        if not data:
+            raise asyncio.IncompleteReadError(bytes(self._rest) + self._cut, wanted)
+        self._split(self._cut + data if self._cut else data)
+
+    def _split(self, data: bytes) -> None:
+        """Cut `data` into frames and deal them out; an unfinished one waits for its rest."""
+        at, is_taken = 0, False
+        while (after := self._end_of_frame(data, at)) is not None:
+            kind, channel, _ = FRAME.unpack_from(data, at)
+            content = self._content_by_channel.get(channel)
+            if content is not None and content.add(kind, data, at + FRAME.size, after - 1):
+                is_taken = True
+            else:
+                self._rest += data[at:after]
+            at = after
+        self._cut = data[at:]
+        if self._is_plain:
+            self._rest += self._cut
+            self._cut = b""
+        elif is_taken:  # aiormq has to know that the peer is alive: a busy broker sends no heartbeats
+            self._rest += SIGN_OF_LIFE
+
+    def _end_of_frame(self, data: bytes, at: int) -> int | None:
+        """Say where the frame ends that begins at `at`; nothing where it is not all there, or is none."""
+        if self._is_plain or len(data) - at < OVERHEAD:
+            return None
+        kind, _, size = FRAME.unpack_from(data, at)
+        after: int = at + OVERHEAD + size
+        if kind not in KINDS or (after <= len(data) and data[after - 1] != constants.FRAME_END):
+            self._is_plain = True  # aiormq says what is wrong
+        return after if after <= len(data) and not self._is_plain else None
+
+
+class _Content:
+    """The delivery that is arriving on one channel."""
+
+    __slots__ = ("_deliver", "_header", "_missing", "_parts", "take")
+
+    def __init__(self, take: Take) -> None:
+        self.take = take
+        self._deliver: tuple[int, bool, str, str] | None = None
+        self._header = b""
+        self._missing = 0
+        self._parts: list[bytes] = []
+
+    def add(self, kind: int, data: bytes, start: int, end: int) -> bool:
+        """Take the frame whose payload is `data[start:end]`; false if it is of no delivery."""
+        if kind == constants.FRAME_METHOD:
+            if data[start : start + 4] != DELIVER:
+                return False
+            self._deliver = _read_deliver(data, start + 4)
+            self._parts = []
+            return True
+        if self._deliver is None or kind == constants.FRAME_HEARTBEAT:
+            return False
+        if kind == constants.FRAME_HEADER:
+            self._header = data[start:end]
+            (self._missing,) = BODY_SIZE.unpack_from(self._header, SIZE_AT)
+        else:
+            self._parts.append(data[start:end])
+            self._missing -= end - start
+        if self._missing <= 0:
+            self._finish(self._deliver)
+        return True
+
+    def _finish(self, deliver: tuple[int, bool, str, str]) -> None:
+        parts, self._parts, self._deliver = self._parts, [], None
+        self.take(Delivered(*deliver, self._header, parts[0] if len(parts) == 1 else b"".join(parts)))
+
+
+def _read_deliver(data: bytes, at: int) -> tuple[int, bool, str, str]:
+    """Read basic.deliver: consumer tag, delivery tag, redelivered, exchange, routing key."""
+    at += 1 + data[at]
+    tag, redelivered = TAG.unpack_from(data, at)
+    at += TAG.size
+    middle = at + 1 + data[at]
+    end = middle + 1 + data[middle]
+    # names are any bytes: RabbitMQ does not look whether they are UTF-8
+    exchange, key = (
+        data[at + 1 : middle].decode(errors="replace"),
+        data[middle + 1 : end].decode(errors="replace"),
+    )
+    return tag, bool(redelivered & 1), exchange, key

@@ -1,0 +1,129 @@
+from __future__ import annotations
+
+import asyncio
+import struct
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pamqp import body, commands, header, heartbeat
+from pamqp.frame import marshal
+
+from broker_worker.amqp.delivery_stream import SIGN_OF_LIFE, Delivered, DeliveryStream
+
+OURS, OTHER = 1, 2
+
+
+def delivery(content: bytes, *, channel: int = OURS, tag: int = 1, part: int = 10) -> bytes:
+    """Return the frames of one delivery whose body comes in parts of `part` bytes."""
+    deliver = commands.Basic.Deliver(
+        "a consumer", tag, redelivered=True, exchange="an exchange", routing_key="k"
+    )
+    properties = commands.Basic.Properties(message_id="7")
+    frames = [marshal(deliver, channel), marshal(header.ContentHeader(0, len(content), properties), channel)]
+    pieces = [content[at : at + part] for at in range(0, len(content), part)]
+    return b"".join([*frames, *(marshal(body.ContentBody(piece), channel) for piece in pieces)])
+
+
+CLOSE = marshal(commands.Channel.Close(404, "gone", 60, 20), OURS)
+BEAT = marshal(heartbeat.Heartbeat(), 0)
+
+
+async def read(data: list[bytes], *, subscribed: bool = True) -> tuple[list[Delivered], bytes]:
+    """Feed pieces to a stream; what the subscriber got, and what is left for the library."""
+    reader = asyncio.StreamReader()
+    stream = DeliveryStream(reader)
+    taken: list[Delivered] = []
+    if subscribed:
+        stream.subscribe(OURS, taken.append)
+    left = b""
+
+    async def read_on() -> None:
+        nonlocal left
+        while True:
+            left += await stream.readexactly(1)
+
+    reading = asyncio.ensure_future(read_on())
+    for piece in data:
+        reader.feed_data(piece)
+        await asyncio.sleep(0)
+    reader.feed_eof()
+    with pytest.raises(asyncio.IncompleteReadError) as error:
+        await reading
+    return taken, left + error.value.partial
+
+
+async def test_a_delivery_is_handed_over_and_the_library_gets_a_sign_of_life() -> None:
+    taken, left = await read([delivery(b"x" * 25)])
+
+    [one] = taken
+    assert (one.tag, one.redelivered, one.exchange, one.routing_key) == (1, True, "an exchange", "k")
+    assert one.body == b"x" * 25
+    assert left == SIGN_OF_LIFE
+
+
+async def test_an_empty_body_needs_no_frame_of_its_own() -> None:
+    taken, _ = await read([delivery(b"")])
+
+    assert [one.body for one in taken] == [b""]
+
+
+async def test_what_is_no_delivery_of_ours_goes_to_the_library_as_it_came() -> None:
+    of_other = delivery(b"other", channel=OTHER)
+    taken, left = await read([BEAT + of_other + CLOSE])
+
+    assert (taken, left) == ([], BEAT + of_other + CLOSE)
+
+
+async def test_deliveries_of_two_channels_may_interleave_frame_by_frame() -> None:
+    ours, other = delivery(b"abc"), delivery(b"xyz", channel=OTHER)
+    size = 8 + struct.unpack_from(">I", ours, 3)[0]
+    taken, left = await read([ours[:size] + other + ours[size:]])
+
+    assert [one.body for one in taken] == [b"abc"]
+    assert left == other + SIGN_OF_LIFE
+
+
+async def test_without_a_subscriber_the_library_gets_the_deliveries() -> None:
+    taken, left = await read([delivery(b"abc")], subscribed=False)
+
+    assert (taken, left) == ([], delivery(b"abc"))
+
+
+@pytest.mark.parametrize("noise", [b"AMQP\0\0\x09\x01", b"HTTP/1.1 400 Bad Request\r\n", b"\1\0\1\0\0\0\0?"])
+async def test_what_is_no_frame_goes_to_the_library_with_all_that_follows(noise: bytes) -> None:
+    taken, left = await read([delivery(b"abc") + noise + delivery(b"late")])
+
+    assert [one.body for one in taken] == [b"abc"]
+    assert left == noise + delivery(b"late")
+
+
+async def test_a_new_subscriber_of_a_number_is_not_removed_by_the_old_one() -> None:
+    reader = asyncio.StreamReader()
+    stream = DeliveryStream(reader)
+    taken: list[Delivered] = []
+    old, new = (lambda _: None), taken.append
+    stream.subscribe(OURS, old)
+    stream.subscribe(OURS, new)
+
+    stream.unsubscribe(OURS, old)
+    reader.feed_data(delivery(b"abc") + BEAT)
+    await stream.readexactly(len(BEAT))
+
+    assert [one.body for one in taken] == [b"abc"]
+
+
+@given(cuts=st.lists(st.integers(1, 40), max_size=30), bodies=st.lists(st.binary(max_size=30), max_size=4))
+async def test_wherever_the_network_cuts_the_stream_the_same_arrives(
+    cuts: list[int], bodies: list[bytes]
+) -> None:
+    data = b"".join(delivery(content, tag=tag) + BEAT for tag, content in enumerate(bodies, start=1))
+    pieces = []
+    for cut in cuts:
+        pieces.append(data[:cut])
+        data = data[cut:]
+    taken, left = await read([piece for piece in [*pieces, data] if piece])
+
+    assert [(one.tag, one.body) for one in taken] == list(enumerate(bodies, start=1))
+    assert left.count(BEAT) >= len(bodies)
+    assert left.replace(BEAT, b"") == b""
