@@ -111,11 +111,7 @@ def _decode_common(header: bytes) -> Properties | None:
                 key: bytes(each) if isinstance(each, bytearray) else each for key, each in table.items()
             }
         elif name == "timestamp":
-            (seconds,) = SECONDS.unpack_from(header, at)
-            if seconds > MAX_SECONDS:  # pamqp takes it for milliseconds
-                return None
-            timestamp = datetime.fromtimestamp(seconds, tz=UTC)
-            at += SECONDS.size
+            timestamp, at = _moment(header, at), at + SECONDS.size
         elif name == "octet":
             at += 1
         else:
@@ -124,6 +120,13 @@ def _decode_common(header: bytes) -> Properties | None:
     if at != len(header):
         return None
     return Properties(**found, timestamp=timestamp, headers=headers)
+
+
+def _moment(header: bytes, at: int) -> datetime:
+    (seconds,) = SECONDS.unpack_from(header, at)
+    if seconds > MAX_SECONDS:
+        raise ValueError("pamqp takes this for milliseconds")
+    return datetime.fromtimestamp(seconds, tz=UTC)
 
 
 def encode_properties(properties: Properties) -> EncodedProperties:
