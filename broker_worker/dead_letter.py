@@ -134,7 +134,7 @@ def letter_properties(letter: DeadLetter, *, worker: str, failed_at: datetime) -
         headers[TASK_ID] = letter.message_id
     carried = carried_properties(letter.record)
     # too many to be sent at all: the database has them
-    fitting = carried.headers if headers_size(carried.headers) <= MAX_HEADER_BYTES else {}
+    fitting = carried.headers if headers_size(publisher_headers(carried.headers)) <= MAX_HEADER_BYTES else {}
     return Properties(
         type=letter.name,
         content_type=carried.content_type,

@@ -84,6 +84,24 @@ class Overrides:
         return Limits(policy, self.timeout or limits.timeout, self.deadline or limits.deadline)
 
 
+class LimitsByHandler:
+    """What counts for each handler, worked out once: every delivery asks."""
+
+    def __init__(self, default: Limits) -> None:
+        """Take what the settings say."""
+        self._default = default
+        self._known: dict[str, tuple[Handler, Limits]] = {}
+
+    def of(self, handler: Handler) -> Limits:
+        """Put a handler's own limits over the settings'."""
+        known = self._known.get(handler.name)
+        if known is not None and known[0] is handler:
+            return known[1]
+        limits = handler.limits(self._default)
+        self._known[handler.name] = handler, limits
+        return limits
+
+
 @dataclass(frozen=True, slots=True)
 class Handler:
     """One registered function, or class with a method `run`."""
@@ -108,6 +126,11 @@ class Handler:
     def is_class(self) -> bool:
         """Whether it is a class, made once in each process that runs it."""
         return self.resource_by_field is not None
+
+    @property
+    def needs_equipment(self) -> bool:
+        """Whether an attempt has to wait for something of its own: a child process or a session."""
+        return self.way is Way.PROCESS or self.session_parameter is not None
 
     @property
     def resource_types(self) -> frozenset[type]:

@@ -11,7 +11,7 @@ import base64
 import hashlib
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from typing import NamedTuple
@@ -123,7 +123,15 @@ class Undecodable:
 
 
 class ContractError(ValueError):
-    """A property breaks the message contract."""
+    """A message breaks the contract."""
+
+    reason = Reason.MALFORMED
+
+
+class OversizeError(ContractError):
+    """A message is larger than allowed."""
+
+    reason = Reason.OVERSIZE
 
 
 def decode(
@@ -147,24 +155,29 @@ def decode(
         task_id = _task_id(properties)
     except ContractError as error:
         return _undecodable(Reason.MALFORMED, str(error))
-    message = _bare(properties, body, TaskId(queue, name, task_id)) if task_id else None
-    if len(body) > max_body_bytes:
-        detail = f"the body has {len(body)} bytes, allowed are {max_body_bytes}"
-        return _undecodable(Reason.OVERSIZE, detail, message)
-    if (size := headers_size(properties.headers)) > MAX_HEADER_BYTES:
-        detail = f"the headers have {size} bytes, allowed are {MAX_HEADER_BYTES}"
-        return _undecodable(Reason.OVERSIZE, detail, message)
+    headers = publisher_headers(properties.headers)
+    task = TaskId(queue, name, task_id) if task_id else None
     try:
+        _check_size(body, headers, max_body_bytes)
         _check_encoding(properties)
         not_after, deliver_at = _times(properties, now)
     except ContractError as error:
-        return _undecodable(Reason.MALFORMED, str(error), message)
-    if message is None:
+        bare = _message(task, properties, headers, body) if task else None
+        return _undecodable(error.reason, str(error), bare)
+    if task is None:
         return Unidentified(name)
-    return replace(message, not_after=not_after, deliver_at=deliver_at)
+    return _message(task, properties, headers, body, not_after=not_after, deliver_at=deliver_at)
 
 
-def _bare(properties: Properties, body: bytes, task: TaskId) -> Message:
+def _message(
+    task: TaskId,
+    properties: Properties,
+    headers: Mapping[str, Scalar],
+    body: bytes,
+    *,
+    not_after: datetime | None = None,
+    deliver_at: datetime | None = None,
+) -> Message:
     return Message(
         task=task,
         body=body,
@@ -175,7 +188,9 @@ def _bare(properties: Properties, body: bytes, task: TaskId) -> Message:
         app_id=properties.app_id,
         user_id=properties.user_id,
         published_at=properties.timestamp,
-        headers=publisher_headers(properties.headers),
+        not_after=not_after,
+        deliver_at=deliver_at,
+        headers=headers,
         epoch=_epoch(properties),
     )
 
@@ -233,9 +248,16 @@ def publisher_headers(headers: Mapping[str, object]) -> dict[str, Scalar]:
     }
 
 
-def headers_size(headers: Mapping[str, object]) -> int:
-    """Estimate the bytes of the headers that a copy would carry."""
-    return sum(len(name) * 4 + _size(value) for name, value in publisher_headers(headers).items())
+def _check_size(body: bytes, headers: Mapping[str, Scalar], max_body_bytes: int) -> None:
+    if len(body) > max_body_bytes:
+        raise OversizeError(f"the body has {len(body)} bytes, allowed are {max_body_bytes}")
+    if (size := headers_size(headers)) > MAX_HEADER_BYTES:
+        raise OversizeError(f"the headers have {size} bytes, allowed are {MAX_HEADER_BYTES}")
+
+
+def headers_size(headers: Mapping[str, Scalar]) -> int:
+    """Estimate the bytes of a publisher's own headers in a copy."""
+    return sum(len(name) * 4 + _size(value) for name, value in headers.items())
 
 
 def _size(value: Scalar) -> int:

@@ -48,6 +48,7 @@ class LogSubscriber:
         """
         self._shows_tracebacks = shows_tracebacks
         self._log: structlog.stdlib.BoundLogger = structlog.stdlib.get_logger(LOGGER).bind()
+        self._logger = logging.getLogger(LOGGER)
         self._counts: Counter[str] = Counter()
         self._in_flight = 0
         self._is_draining = False
@@ -135,7 +136,7 @@ class LogSubscriber:
     @property
     def _is_debugging(self) -> bool:
         """Asked first where a task succeeds: to make a line and drop it would cost more than to count."""
-        return logging.getLogger(LOGGER).isEnabledFor(logging.DEBUG)
+        return self._logger.isEnabledFor(logging.DEBUG)
 
     def _delivery_settled(self, event: DeliverySettled) -> None:
         if event.how == "duplicate":

@@ -7,6 +7,7 @@ from collections import Counter as Tally
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
+from typing import TypeVar, cast
 
 from prometheus_client import (
     CollectorRegistry,
@@ -33,6 +34,7 @@ from broker_worker.events import (
 )
 from broker_worker.outcome import Cancelled, Dead, Outcome, Postponed, Reason, Released, Succeeded
 
+Metric = TypeVar("Metric", Counter, Gauge, Histogram)
 UNKNOWN = "unknown"  # stands for every name that is not ours
 RUN_BUCKETS = (0.005, 0.02, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 1800)  # seconds
 WAIT_BUCKETS = (0.01, 0.05, 0.1, 0.5, 1, 5, 15, 60, 300, 900, 3600, 14400)  # seconds
@@ -81,6 +83,7 @@ class MetricsSubscriber:
         self._work = _Work(make)
         self._machinery = _Machinery(make)
         self._sampled = _Sampled(make)
+        self._children: dict[tuple[int | str, ...], object] = {}
         self._show_zeros()
 
     def __call__(self, event: Event) -> None:  # noqa: C901, PLR0912 - one case per event
@@ -131,18 +134,19 @@ class MetricsSubscriber:
         self._work.last_commit.set(self._now())
 
     def _attempt_started(self, event: AttemptStarted) -> None:
+        child = self._child
         queue = self._queue(event.task.queue)
-        self._work.in_flight.labels(queue).inc()
+        child(self._work.in_flight, queue).inc()
         if event.waited is not None:
-            self._work.wait_seconds.labels(queue).observe(max(event.waited.total_seconds(), 0))
+            child(self._work.wait_seconds, queue).observe(max(event.waited.total_seconds(), 0))
 
     def _attempt_finished(self, event: AttemptFinished) -> None:
-        work = self._work
+        work, child = self._work, self._child
         queue, name = self._queue(event.task.queue), self._name(event.task.name)
-        work.in_flight.labels(queue).dec()
-        work.run_seconds.labels(queue, name).observe(event.seconds)
+        child(work.in_flight, queue).dec()
+        child(work.run_seconds, queue, name).observe(event.seconds)
         word = outcome_word(event.outcome) if event.is_recorded else "claim_lost"
-        work.attempts.labels(queue, name, word).inc()
+        child(work.attempts, queue, name, word).inc()
         if not event.is_recorded:
             return
         work.last_commit.set(self._now())
@@ -159,6 +163,14 @@ class MetricsSubscriber:
             work.duplicates.labels(queue).inc()
         elif event.how == "refused":
             work.dead.labels(queue, self._name(event.name), _reason(event.detail)).inc()
+
+    def _child(self, metric: Metric, *labels: str) -> Metric:
+        """Find the series that `labels` says, without the checks and the lock of the library's `labels`."""
+        key: tuple[int | str, ...] = (id(metric), *labels)  # the metrics live as long as this
+        found = self._children.get(key)
+        if found is None:
+            found = self._children[key] = metric.labels(*labels)
+        return cast("Metric", found)
 
     def _queue(self, queue: str) -> str:
         return queue if queue in self._queues else UNKNOWN

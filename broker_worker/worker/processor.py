@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import timedelta
 from uuid import uuid4
 
@@ -20,7 +20,7 @@ from broker_worker.events import (
     ServiceFailed,
 )
 from broker_worker.failure import Refusal
-from broker_worker.handler import Handler, Limits
+from broker_worker.handler import Handler, Limits, LimitsByHandler
 from broker_worker.message import Message, Undecodable, Unidentified, decode, stamped_properties
 from broker_worker.outcome import Dead, Failure, Outcome, Postponed, Reason, Succeeded
 from broker_worker.outgoing import Kind, Outgoing
@@ -92,6 +92,7 @@ class Processor:
     ) -> None:
         self._registry = registry
         self._rules = rules
+        self._limits = LimitsByHandler(rules.limits)
         self._tasks = tasks
         self._publisher = publisher
         self._executor = executor
@@ -198,13 +199,16 @@ class Processor:
         if handler is None:
             failure = Failure("UnknownTask", f"no handler is registered for {message.task.name!r}")
             return message, Prepared(policy.max_attempts, refusal=Refusal(Reason.UNKNOWN_TASK, failure))
-        limits = handler.limits(self._rules.limits)
+        limits = self._limits.of(handler)
         policy = limits.policy
-        prepared = Prepared(policy.max_attempts, policy.most_attempts, limits.deadline, handler)
+        arguments, refusal = None, None
         try:
-            return message, replace(prepared, arguments=handler.bind(message.body, message.media_type))
-        except Refusal as refusal:
-            return message, replace(prepared, refusal=refusal)
+            arguments = handler.bind(message.body, message.media_type)
+        except Refusal as refused:
+            refusal = refused
+        return message, Prepared(
+            policy.max_attempts, policy.most_attempts, limits.deadline, handler, arguments, refusal
+        )
 
     # --- claim ---------------------------------------------------------------------
 
