@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from uuid import UUID
 
-from sqlalchemy import text
+from sqlalchemy import TextClause, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from broker_worker.message import TaskId
@@ -57,6 +57,7 @@ class Arrivals:
         self._memory = memory
         self._owed = owed
         self._grace = grace
+        self._claiming = _claiming(database.schema)
 
     async def commit(self, batch: Sequence[Coming]) -> list[Met | None]:
         """Claim new tasks in one statement; decide the rest under their rows' locks.
@@ -83,23 +84,7 @@ class Arrivals:
         arrivals = [coming.arrival for coming in batch]
         async with self._database.transaction() as connection:
             rows = await connection.execute(
-                text(f"""
-                    INSERT INTO {self._schema}.tasks (queue, name, message_id, digest, state, attempt,
-                      max_attempts, epoch, worker, started_at, producer, correlation_id, reply_to,
-                      published_at, not_after, deadline_at)
-                    SELECT n.queue, n.name, n.id, n.digest, 'running', 1, n.max_attempts, 1, :worker, now(),
-                      n.producer, n.correlation_id, n.reply_to, n.published_at, n.not_after,
-                      now() + n.deadline
-                    FROM unnest(
-                      CAST(:queues AS text[]), CAST(:names AS text[]), CAST(:ids AS text[]),
-                      CAST(:digests AS bytea[]), CAST(:max_attempts AS smallint[]),
-                      CAST(:producers AS text[]), CAST(:correlation_ids AS text[]),
-                      CAST(:reply_tos AS text[]), CAST(:published_at AS timestamptz[]),
-                      CAST(:not_after AS timestamptz[]), CAST(:deadlines AS interval[])
-                    ) AS n(queue, name, id, digest, max_attempts, producer, correlation_id, reply_to,
-                           published_at, not_after, deadline)
-                    ON CONFLICT (queue, name, message_id) DO NOTHING
-                    RETURNING key, queue, name, message_id, deadline_at"""),
+                self._claiming,
                 {
                     "worker": self._worker,
                     "queues": [arrival.message.task.queue for arrival in arrivals],
@@ -117,7 +102,7 @@ class Arrivals:
                     "deadlines": [arrival.deadline for arrival in arrivals],
                 },
             )
-            return {TaskId(row.queue, row.name, row.message_id): (row.key, row.deadline_at) for row in rows}
+            return {TaskId(queue, name, id_): (key, deadline) for key, queue, name, id_, deadline in rows}
 
     async def _decide(self, batch: Sequence[Coming]) -> dict[TaskId, Met | None]:
         """Lock the rows that are there, decide each delivery, and write it all in one transaction.
@@ -258,6 +243,27 @@ class Arrivals:
             case _:
                 pass
         return Met(decision)
+
+
+def _claiming(schema: str) -> TextClause:
+    """Build the statement that makes the rows of new tasks, as claims of their first attempt."""
+    return text(f"""
+        INSERT INTO {schema}.tasks (queue, name, message_id, digest, state, attempt,
+          max_attempts, epoch, worker, started_at, producer, correlation_id, reply_to,
+          published_at, not_after, deadline_at)
+        SELECT n.queue, n.name, n.id, n.digest, 'running', 1, n.max_attempts, 1, :worker, now(),
+          n.producer, n.correlation_id, n.reply_to, n.published_at, n.not_after,
+          now() + n.deadline
+        FROM unnest(
+          CAST(:queues AS text[]), CAST(:names AS text[]), CAST(:ids AS text[]),
+          CAST(:digests AS bytea[]), CAST(:max_attempts AS smallint[]),
+          CAST(:producers AS text[]), CAST(:correlation_ids AS text[]),
+          CAST(:reply_tos AS text[]), CAST(:published_at AS timestamptz[]),
+          CAST(:not_after AS timestamptz[]), CAST(:deadlines AS interval[])
+        ) AS n(queue, name, id, digest, max_attempts, producer, correlation_id, reply_to,
+               published_at, not_after, deadline)
+        ON CONFLICT (queue, name, message_id) DO NOTHING
+        RETURNING key, queue, name, message_id, deadline_at""")
 
 
 def _is_plainly_new(arrival: Arrival) -> bool:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from uuid import UUID
 
-from sqlalchemy import text
+from sqlalchemy import TextClause, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from broker_worker.outcome import Outcome, Succeeded
@@ -39,6 +39,7 @@ class Successes:
         self._schema = schema
         self._worker = worker
         self._keeps_payloads = keeps_payloads
+        self._finishing = _finishing(schema)
 
     async def finish(
         self, connection: AsyncConnection, batch: Sequence[Ending], *, within: str | None = None
@@ -48,20 +49,7 @@ class Successes:
         `within` is what the transaction has set as `MARK`: where that is gone, no row is. Returns the keys.
         """
         rows = await connection.execute(
-            text(f"""
-                WITH done AS (
-                  UPDATE {self._schema}.tasks t SET state = 'succeeded', finished_at = now(),
-                    result = CAST(n.result AS json), has_body = false, reason = NULL,
-                    error_type = NULL, error_message = NULL
-                  FROM unnest(CAST(:keys AS bigint[]), CAST(:epochs AS int[]), CAST(:results AS text[]))
-                    AS n(key, epoch, result)
-                  WHERE t.key = n.key AND t.epoch = n.epoch AND t.worker = :worker AND t.state = 'running'
-                    AND (CAST(:within AS text) IS NULL OR current_setting('{MARK}', true) = :within)
-                  RETURNING t.key, t.is_awaited
-                ), dropped AS (
-                  DELETE FROM {self._schema}.payloads p USING done
-                  WHERE p.task_key = done.key AND NOT CAST(:keeps AS boolean)
-                ) SELECT key, is_awaited FROM done"""),
+            self._finishing,
             {
                 "worker": self._worker,
                 "keys": [ending.claim.key for ending in batch],
@@ -71,9 +59,10 @@ class Successes:
                 "within": within,
             },
         )
-        done = {row.key: row.is_awaited for row in rows}
-        await notify_ended(connection, self._schema, [key for key in done if done[key]])
-        return set(done)
+        is_awaited_by_key: dict[int, bool] = {row[0]: row[1] for row in rows}
+        awaited = [key for key, is_awaited in is_awaited_by_key.items() if is_awaited]
+        await notify_ended(connection, self._schema, awaited)
+        return set(is_awaited_by_key)
 
     async def is_claimed(self, connection: AsyncConnection, claim: Claim) -> bool:
         """Say whether a success could be written now; takes no lock."""
@@ -114,6 +103,24 @@ class Successes:
             if row.reply_to is not None:
                 rows.append(reply_row(row.key, success_reply(row, _result(ending.outcome))))
         return await insert_outbox(connection, self._schema, rows, worker=self._worker)
+
+
+def _finishing(schema: str) -> TextClause:
+    """Build the statement that ends tasks well, where their claims still hold."""
+    return text(f"""
+        WITH done AS (
+          UPDATE {schema}.tasks t SET state = 'succeeded', finished_at = now(),
+            result = CAST(n.result AS json), has_body = false, reason = NULL,
+            error_type = NULL, error_message = NULL
+          FROM unnest(CAST(:keys AS bigint[]), CAST(:epochs AS int[]), CAST(:results AS text[]))
+            AS n(key, epoch, result)
+          WHERE t.key = n.key AND t.epoch = n.epoch AND t.worker = :worker AND t.state = 'running'
+            AND (CAST(:within AS text) IS NULL OR current_setting('{MARK}', true) = :within)
+          RETURNING t.key, t.is_awaited
+        ), dropped AS (
+          DELETE FROM {schema}.payloads p USING done
+          WHERE p.task_key = done.key AND NOT CAST(:keeps AS boolean)
+        ) SELECT key, is_awaited FROM done""")
 
 
 class Locked:

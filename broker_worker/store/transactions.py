@@ -171,7 +171,8 @@ class Transaction:
             rows = await self._connection.execute(
                 text(f"""
                     SELECT current_setting('{MARK}', true) = :fence,
-                      set_config('idle_in_transaction_session_timeout', :doubt, true)"""),
+                      set_config('idle_in_transaction_session_timeout', :doubt, true),
+                      set_config('enable_seqscan', 'off', true)"""),
                 {"fence": self._fence, "doubt": str(DOUBT // _MILLISECOND)},
             )
             if rows.one()[0]:
