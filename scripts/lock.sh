@@ -14,10 +14,10 @@ compile() {
         --output-file "$target" "$@"
 }
 
-# The others are constrained by the first: what is tested and measured is what is shipped.
+# The second is constrained by the first: what is tested is what is shipped.
 compile requirements/runtime.txt --extra uvloop "$@" pyproject.toml
 compile requirements/dev.txt --constraints requirements/runtime.txt --extra local --extra uvloop --group dev "$@" pyproject.toml
-compile requirements/benchmarks.txt --constraints requirements/runtime.txt "$@" requirements/benchmarks.in
+compile requirements/benchmarks.txt "$@" requirements/benchmarks.in
 if grep -nE '://|^-|file:|/(home|root|tmp|opt|work)/' requirements/*.txt; then
     echo "lock.sh: the lines above name an address or a path of this machine; they do not belong into a lock" >&2
     exit 1
