@@ -9,37 +9,38 @@ import inspect
 import pkgutil
 import sys
 import tempfile
-from collections.abc import Collection, Mapping, Sequence
+import time
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
-from benchmarks import measures
+from benchmarks import measures as further
 from benchmarks.contestant import Contestant
 from benchmarks.contestants import CONTESTANTS
 from benchmarks.machine import machine, versions
-from benchmarks.report import LATEST, REFERENCE, Figure, Report, Row, plain, write
+from benchmarks.report import LATEST, Figure, Report, write
+from benchmarks.rows import rows
 from benchmarks.scale import FULL, QUICK, SMOKE, Scale
 from benchmarks.servers import BenchServers, bench_servers
-from benchmarks.throughput import Standing, best_variants, compete, messages_of
+from benchmarks.tables import plain
+from benchmarks.throughput import compete
 
 
 def main() -> int:
-    """Run what the command line asks for; 1 if a contestant or a measure failed."""
+    """Run what the command line asks for; 1 if a contestant or a measure failed, whatever the goals say."""
     options = _options()
-    scale = _scale(options)
-    chosen = _chosen(options.only)
+    chosen, measures = _chosen(options.only), _measures(options.measures)
     with bench_servers() as servers:
         sys.stderr.write(f"{servers.how}\n")
-        standings, report = asyncio.run(_measure(chosen, _measures(options.measures), servers, scale))
+        report = asyncio.run(_run(chosen, measures, servers, _scale(options)))
     sys.stdout.write(plain(report) + "\n")
-    is_whole = options.only is None and options.measures is None and scale.name != "smoke"
+    is_whole = options.only is None and options.measures is None and report.scale != "smoke"
     path = options.output or (LATEST if is_whole else None)
     if path is not None:
         write(report, path)
         sys.stderr.write(f"written to {path}\n")
-    failed = [standing for standing in standings if standing.failure]
-    return 1 if failed else 0
+    return 1 if report.failures or any(row.failure for row in report.contestants.values()) else 0
 
 
 def _options() -> argparse.Namespace:
@@ -75,7 +76,7 @@ def _chosen(only: Collection[str] | None) -> list[Contestant]:
 
 
 def _measures(only: Collection[str] | None) -> list[str]:
-    known = sorted(module.name for module in pkgutil.iter_modules(measures.__path__))
+    known = sorted(module.name for module in pkgutil.iter_modules(further.__path__))
     if only is None:
         return known
     if unknown := set(only) - set(known):
@@ -83,56 +84,35 @@ def _measures(only: Collection[str] | None) -> list[str]:
     return [name for name in known if name in only]
 
 
-async def _measure(
+async def _run(
     chosen: Sequence[Contestant], names: Sequence[str], servers: BenchServers, scale: Scale
-) -> tuple[list[Standing], Report]:
+) -> Report:
     standings = await compete(chosen, servers, scale)
     figures: list[Figure] = []
+    failures: dict[str, str] = {}
     for name in names:
-        found = importlib.import_module(f"benchmarks.measures.{name}").measure(servers, scale)
-        figures += await found if inspect.isawaitable(found) else found
-    report = Report(
+        began = time.monotonic()
+        try:
+            figures += await _figures(name, servers, scale)
+        except Exception as error:  # noqa: BLE001 - whatever is wrong with one must not cost what others found
+            failures[name] = f"{type(error).__name__}: {error}"
+        sys.stderr.write(f"{name:28} {time.monotonic() - began:.0f} s {failures.get(name, '')}\n")
+    return Report(
         when=datetime.now(UTC).isoformat(timespec="seconds"),
         scale=scale.name,
         machine=machine(Path(tempfile.gettempdir())),
         versions=versions() | await servers.versions(),
-        contestants=_rows(standings, scale),
+        contestants=rows(standings),
         measures=figures,
-    )
-    return standings, report
-
-
-def _rows(standings: Sequence[Standing], scale: Scale) -> dict[str, Row]:
-    best = best_variants(standings)
-    shown = best | {standing.contestant.name: standing for standing in standings}
-    rate = {name: standing.rate for name, standing in shown.items() if standing.rate}
-    return {name: _row(name, standing, rate, scale) for name, standing in shown.items()}
-
-
-def _row(name: str, standing: Standing, rate: Mapping[str, float], scale: Scale) -> Row:
-    contestant = standing.contestant
-    row = Row(
-        title=contestant.title,
-        persists=contestant.persists,
-        setting=contestant.setting,
-        messages=messages_of(contestant, scale),
-        rounds=[run.rate for run in standing.runs],
-        median=standing.rate,
-        ratio=_divided(rate, name, REFERENCE),
-        processor_us=standing.processor_microseconds,
-        failure=standing.failure,
-    )
-    goal = contestant.goal
-    if goal is None or name != (contestant.variant_of or name):  # a row has it once, and not each variant
-        return row
-    to = goal.to or name
-    return replace(
-        row, compared=f"{goal.of} / {to}", compared_ratio=_divided(rate, goal.of, to), goal=goal.least
+        failures=failures,
     )
 
 
-def _divided(rate: Mapping[str, float], of: str, to: str) -> float | None:
-    return rate[of] / rate[to] if of in rate and to in rate else None
+async def _figures(name: str, servers: BenchServers, scale: Scale) -> list[Figure]:
+    """Run one measure, which may be a coroutine."""
+    found = importlib.import_module(f"benchmarks.measures.{name}").measure(servers, scale)
+    figures: list[Figure] = await found if inspect.isawaitable(found) else found
+    return figures
 
 
 if __name__ == "__main__":

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 import subprocess
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+LOCK = Path(__file__).parents[1] / "requirements" / "benchmarks.txt"
+PEERS = ("celery", "dramatiq", "faststream", "pgqueuer", "procrastinate", "taskiq", "taskiq-aio-pika")
 OURS = ("aio-pika", "aiormq", "asyncpg", "pydantic", "sqlalchemy", "uvloop")
 FILESYSTEM = ("stat", "--file-system", "--format=%T")
 
@@ -26,14 +29,15 @@ def machine(folder: Path) -> dict[str, str]:
 
 
 def versions() -> dict[str, str]:
-    """Return the versions of Python and of what our own environment brings."""
+    """Return the versions of Python, of what our own environment brings, and of the peers as locked."""
     found = {"python": platform.python_version()}
     for package in OURS:
         try:
             found[package] = version(package)
         except PackageNotFoundError:
             continue
-    return found
+    locked = dict(re.findall(r"^([\w.-]+)==([^\s;]+)", LOCK.read_text(), re.MULTILINE))
+    return found | {peer: locked[peer] for peer in PEERS}
 
 
 def _first(path: str, name: str) -> str | None:

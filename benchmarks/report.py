@@ -1,20 +1,15 @@
-"""What the benchmarks print and write: the table, latest.json, and markdown for docs/benchmarks.md.
-
-`python -m benchmarks.report` prints the markdown of the last benchmarks/results/latest.json.
-"""
+"""What one run of the benchmarks found, and benchmarks/results/latest.json, which holds the last."""
 
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 LATEST = Path(__file__).with_name("results") / "latest.json"
 REFERENCE = "aio_pika_loop"
-ALIGNED_LEFT = 3  # columns of the table; numbers follow
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +66,7 @@ class Report:
     versions: Mapping[str, str]
     contestants: Mapping[str, Row]
     measures: Sequence[Figure]
+    failures: Mapping[str, str] = field(default_factory=dict)  # of measures: why they have no figures
 
     def as_document(self) -> dict[str, object]:
         """Return what latest.json holds."""
@@ -94,6 +90,7 @@ class Report:
                 }
                 for figure in self.measures
             },
+            "failures": dict(self.failures),
         }
 
 
@@ -115,96 +112,9 @@ def read(path: Path) -> Report:
         measures=[
             Figure(name=name, **_without(figure, "reached")) for name, figure in document["measures"].items()
         ],
+        failures=document["failures"],
     )
-
-
-def plain(report: Report) -> str:
-    """Lay the report out for a terminal."""
-    return "\n\n".join(_aligned(table) for table in _tables(report))
-
-
-def markdown(report: Report) -> str:
-    """Lay the report out as tables in markdown."""
-    return "\n\n".join(_piped(table) for table in _tables(report))
-
-
-Table = list[list[str]]
-
-
-def _tables(report: Report) -> list[Table]:
-    throughput = [
-        [
-            "contestant",
-            "setting",
-            "persists",
-            "messages/s",
-            "lowest",
-            "highest",
-            "ratio",
-            "µs each",
-            "compared",
-            "is",
-            "goal",
-        ],
-        *(_contestant(name, row) for name, row in report.contestants.items()),
-    ]
-    measures = [["measure", "note", "", "value", "goal"], *(_measure(figure) for figure in report.measures)]
-    return [table for table in (throughput, measures) if len(table) > 1]
-
-
-def _contestant(name: str, row: Row) -> list[str]:
-    if row.failure or not row.rounds:
-        return [name, row.setting, row.persists, "failed", *[""] * 7]
-    return [
-        name,
-        row.setting,
-        row.persists,
-        f"{row.median:,.0f}",
-        f"{min(row.rounds):,.0f}",
-        f"{max(row.rounds):,.0f}",
-        _ratio(row.ratio),
-        f"{row.processor_us:,.0f}",
-        row.compared,
-        _ratio(row.compared_ratio),
-        "" if row.goal is None else _judged(f"≥ {row.goal:g}", reached=row.is_reached),
-    ]
-
-
-def _measure(figure: Figure) -> list[str]:
-    bound = "≤" if figure.is_upper_bound else "≥"
-    goal = "" if figure.goal is None else _judged(f"{bound} {figure.goal:g}", reached=figure.is_reached)
-    unit = "" if figure.unit == "ratio" else f" {figure.unit}"
-    return [figure.name, figure.note, "", f"{figure.value:,.4g}{unit}", goal]
-
-
-def _judged(goal: str, *, reached: bool | None) -> str:
-    return goal if reached is None else f"{goal} {'✓' if reached else '✗'}"
-
-
-def _ratio(value: float | None) -> str:
-    return "" if value is None else f"{value:.2f}"
-
-
-def _aligned(table: Table) -> str:
-    widths = [max(len(row[column]) for row in table) for column in range(len(table[0]))]
-    return "\n".join(
-        "  ".join(
-            cell.ljust(width) if column < ALIGNED_LEFT else cell.rjust(width)
-            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in table
-    )
-
-
-def _piped(table: Table) -> str:
-    head, *rows = table
-    line = ["---" if column < ALIGNED_LEFT else "---:" for column in range(len(head))]
-    return "\n".join(f"| {' | '.join(row)} |" for row in (head, line, *rows))
 
 
 def _without(mapping: Mapping[str, Any], name: str) -> dict[str, Any]:
     return {key: value for key, value in mapping.items() if key != name}
-
-
-if __name__ == "__main__":
-    sys.stdout.write(markdown(read(LATEST)) + "\n")

@@ -1,4 +1,4 @@
-"""Interleaved rounds of all contestants, and what they come to."""
+"""Interleaved rounds of all contestants."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from statistics import median
 
 from benchmarks.contestant import Contestant
-from benchmarks.driving import Run, RunError, run_once
+from benchmarks.driving import Run, run_once
 from benchmarks.scale import Scale
 from benchmarks.servers import BenchServers
 
@@ -20,6 +20,7 @@ class Standing:
     """One contestant and all its runs."""
 
     contestant: Contestant
+    messages: int  # in each round
     runs: list[Run] = field(default_factory=list)
     failure: str = ""  # why it runs no more
 
@@ -39,11 +40,11 @@ async def compete(contestants: Sequence[Contestant], servers: BenchServers, scal
 
     Who fails is left out of the rounds that follow.
     """
-    standings = [Standing(contestant) for contestant in contestants]
+    standings = [Standing(contestant, messages_of(contestant, scale)) for contestant in contestants]
     for number in range(scale.rounds):
         for standing in standings if number % 2 == 0 else reversed(standings):
             if not standing.failure:
-                await _run(standing, servers, messages_of(standing.contestant, scale))
+                await _run(standing, servers)
     return standings
 
 
@@ -52,25 +53,14 @@ def messages_of(contestant: Contestant, scale: Scale) -> int:
     return max(ROUND_OFF, round(scale.messages * contestant.share / ROUND_OFF) * ROUND_OFF)
 
 
-async def _run(standing: Standing, servers: BenchServers, messages: int) -> None:
+async def _run(standing: Standing, servers: BenchServers) -> None:
+    name = standing.contestant.name
     try:
-        run = await run_once(standing.contestant, servers, messages)
-    except RunError as error:
-        standing.failure = str(error)
-        sys.stderr.write(f"{standing.contestant.name:28} failed: {error}\n")
+        run = await run_once(standing.contestant, servers, standing.messages)
+    except Exception as error:  # noqa: BLE001 - whatever is wrong with one must not cost the runs of the others
+        standing.failure = f"{type(error).__name__}: {error}"
+        sys.stderr.write(f"{name:28} failed: {standing.failure}\n")
         return
     standing.runs.append(run)
-    sys.stderr.write(
-        f"{standing.contestant.name:28} {run.rate:8,.0f} messages/s"
-        f" {run.processor_seconds / run.messages * 1e6:8.0f} µs of processor each\n"
-    )
-
-
-def best_variants(standings: Sequence[Standing]) -> dict[str, Standing]:
-    """Return the faster of those that stand for one row, by the row's name; everyone else by their own."""
-    rows: dict[str, Standing] = {}
-    for standing in standings:
-        name = standing.contestant.variant_of or standing.contestant.name
-        if name not in rows or standing.rate > rows[name].rate:
-            rows[name] = standing
-    return rows
+    each = run.processor_seconds / run.messages * 1e6
+    sys.stderr.write(f"{name:28} {run.rate:8,.0f} messages/s {each:8,.0f} µs of processor each\n")
