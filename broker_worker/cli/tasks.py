@@ -18,7 +18,8 @@ from broker_worker.cli.session import Actor, Name, Queue, parse_past, parse_span
 if TYPE_CHECKING:
     from broker_worker.store.audit import Verdict
     from broker_worker.store.database import Database
-    from broker_worker.store.queries import TaskDetail, TaskLookup, TaskPage, TaskSummary
+    from broker_worker.store.listing import TaskPage
+    from broker_worker.store.queries import TaskDetail, TaskLookup, TaskSummary
 
 POLL_INTERVAL = 1.0  # seconds
 STATES = ("queued", "running", "retrying", "succeeded", "dead", "cancelled", "expired")
@@ -67,7 +68,7 @@ def list_(
 
     Example: `broker-worker tasks list --state dead --since 2h`
     """
-    from broker_worker.store.queries import TaskFilter, list_tasks
+    from broker_worker.store.listing import TaskFilter, list_tasks
 
     if state is not None and state not in STATES:
         raise typer.BadParameter(f"{state!r} is not one of {', '.join(STATES)}", param_hint="--state")
@@ -77,7 +78,8 @@ def list_(
     )
     print_rows(page.tasks, COLUMNS, as_json=as_json)
     if page.before_key is not None:
-        note(f"there may be more: --before {page.before_key}")
+        where_to = "there may be more" if len(page.tasks) == limit else "only the newest tasks were looked at"
+        note(f"{where_to}: --before {page.before_key}")
 
 
 @commands.command()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
@@ -15,7 +14,6 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from broker_worker.store.database import Database
 
 MAX_PAGE = 1000
-MAX_WALK = 200_000  # rows that one page may look at to find what its filters ask for
 DISORDER = timedelta(minutes=1)  # by how much keys and creation times may disagree: longer than a transaction
 
 TASK_COLUMNS = (
@@ -25,6 +23,16 @@ TASK_COLUMNS = (
     "t.progress, t.progress_note"
 )
 PROGRESS_DIGITS = 6  # what a `real` holds
+# the few (queue, name) pairs that there are are found by jumping through the index of identities
+PAIRS = """WITH RECURSIVE pairs AS (
+  (SELECT queue, name FROM {schema}.tasks ORDER BY queue, name LIMIT 1)
+  UNION ALL
+  SELECT n.queue, n.name FROM pairs p CROSS JOIN LATERAL (
+    SELECT t.queue, t.name FROM {schema}.tasks t
+    WHERE (t.queue, t.name) > (p.queue, p.name) ORDER BY t.queue, t.name LIMIT 1) n
+)"""
+PAIR_CONDITIONS = """(CAST(:queue AS text) IS NULL OR pairs.queue = :queue)
+  AND (CAST(:name AS text) IS NULL OR pairs.name = :name)"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,18 +47,6 @@ class TaskLookup:
         where = f" in queue {self.queue!r}" if self.queue else ""
         what = f" named {self.name!r}" if self.name else ""
         return f"with id {self.id!r}{where}{what}"
-
-
-@dataclass(frozen=True, slots=True)
-class TaskFilter:
-    """Which tasks: all that is given has to fit. `since` and `until` are about creation."""
-
-    state: str | None = None
-    queue: str | None = None
-    name: str | None = None
-    message_id: str | None = None
-    since: datetime | None = None
-    until: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,17 +76,6 @@ class TaskSummary:
     not_after: datetime | None
     progress: float | None  # 0 to 1, as its handler said last
     progress_note: str | None
-
-
-@dataclass(frozen=True, slots=True)
-class TaskPage:
-    """Newest first. `before_key` asks for the next page; nothing where this was the last one.
-
-    A page can be short, or empty, and not the last one: it looked at all the rows it may.
-    """
-
-    tasks: list[TaskSummary]
-    before_key: int | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,48 +129,6 @@ class TaskDetail:
     dead_letters: list[LetterSummary]
 
 
-async def list_tasks(
-    database: Database, where: TaskFilter, *, limit: int = 50, before_key: int | None = None
-) -> TaskPage:
-    """List tasks, newest first."""
-    async with database.transaction() as connection:
-        if where.message_id is not None:
-            lookup = TaskLookup(where.message_id, where.queue, where.name)
-            walked = "SELECT * FROM {schema}.tasks WHERE key = ANY(CAST(:keys AS bigint[]))"
-            values: dict[str, object] = {"keys": await find_keys(connection, database.schema, lookup)}
-        else:
-            walked = """SELECT * FROM {schema}.tasks WHERE key BETWEEN :low AND :high
-                        ORDER BY key DESC LIMIT :walk"""
-            values = {**await _key_range(connection, database.schema, where, before_key), "walk": MAX_WALK}
-        rows = await connection.execute(
-            text(f"""
-                SELECT {TASK_COLUMNS} FROM ({walked.format(schema=database.schema)}) t
-                WHERE (CAST(:state AS text) IS NULL OR t.state = :state)
-                  AND (CAST(:queue AS text) IS NULL OR t.queue = :queue)
-                  AND (CAST(:name AS text) IS NULL OR t.name = :name)
-                  AND (CAST(:since AS timestamptz) IS NULL OR t.created_at >= :since)
-                  AND (CAST(:until AS timestamptz) IS NULL OR t.created_at < :until)
-                  AND (CAST(:before_key AS bigint) IS NULL OR t.key < :before_key)
-                ORDER BY t.key DESC LIMIT :limit"""),
-            {
-                **values,
-                "state": where.state,
-                "queue": where.queue,
-                "name": where.name,
-                "since": where.since,
-                "until": where.until,
-                "before_key": before_key,
-                "limit": min(max(limit, 1), MAX_PAGE),
-            },
-        )
-        tasks = [_summary(row) for row in rows]
-        if len(tasks) >= min(max(limit, 1), MAX_PAGE):
-            return TaskPage(tasks, tasks[-1].key)
-        if where.message_id is not None:
-            return TaskPage(tasks, None)
-        return TaskPage(tasks, await _walked_to(connection, database.schema, values))
-
-
 async def show_task(database: Database, lookup: TaskLookup) -> list[TaskDetail]:
     """Show every task with this id; several where queues or task names differ."""
     async with database.transaction() as connection:
@@ -198,24 +141,14 @@ async def show_task(database: Database, lookup: TaskLookup) -> list[TaskDetail]:
 
 
 async def find_keys(connection: AsyncConnection, schema: str, lookup: TaskLookup) -> list[int]:
-    """Find tasks by message id, which is the last column of its index.
-
-    The few (queue, name) pairs that there are are found by jumping through that index.
-    """
+    """Find tasks by message id, which is the last column of its index."""
     rows = await connection.execute(
         text(f"""
-            WITH RECURSIVE pairs AS (
-              (SELECT queue, name FROM {schema}.tasks ORDER BY queue, name LIMIT 1)
-              UNION ALL
-              SELECT n.queue, n.name FROM pairs p CROSS JOIN LATERAL (
-                SELECT t.queue, t.name FROM {schema}.tasks t
-                WHERE (t.queue, t.name) > (p.queue, p.name) ORDER BY t.queue, t.name LIMIT 1) n
-            )
+            {PAIRS.format(schema=schema)}
             SELECT n.key FROM pairs CROSS JOIN LATERAL (
               SELECT t.key FROM {schema}.tasks t
               WHERE t.queue = pairs.queue AND t.name = pairs.name AND t.message_id = :id LIMIT 1) n
-            WHERE (CAST(:queue AS text) IS NULL OR pairs.queue = :queue)
-              AND (CAST(:name AS text) IS NULL OR pairs.name = :name)
+            WHERE {PAIR_CONDITIONS}
             ORDER BY n.key"""),
         {"id": lookup.id, "queue": lookup.queue, "name": lookup.name},
     )
@@ -243,32 +176,6 @@ async def key_at(connection: AsyncConnection, schema: str, moment: datetime) -> 
     return low
 
 
-async def _key_range(
-    connection: AsyncConnection, schema: str, where: TaskFilter, before_key: int | None
-) -> dict[str, object]:
-    low, high = 0, 2**63 - 1
-    if where.since is not None:
-        low = await key_at(connection, schema, where.since - DISORDER)
-    if where.until is not None:
-        high = await key_at(connection, schema, where.until + DISORDER)
-    if before_key is not None:
-        high = min(high, before_key - 1)
-    return {"low": low, "high": high}
-
-
-async def _walked_to(connection: AsyncConnection, schema: str, walk: Mapping[str, object]) -> int | None:
-    """Say where a walk that found less than a page stopped; nothing where it reached the end."""
-    row = (
-        await connection.execute(
-            text(f"""
-                SELECT key FROM {schema}.tasks WHERE key BETWEEN :low AND :high
-                ORDER BY key DESC OFFSET :walk LIMIT 1"""),
-            walk,
-        )
-    ).first()
-    return None if row is None else int(row.key) + 1
-
-
 async def _detail(connection: AsyncConnection, schema: str, key: int) -> TaskDetail | None:
     values = {"key": key}
 
@@ -291,7 +198,7 @@ async def _detail(connection: AsyncConnection, schema: str, key: int) -> TaskDet
         SELECT id, reason, error_type, error_message, attempt, failed_at, resolution, resolved_at
         FROM {schema}.dead_letters WHERE task_key = :key ORDER BY failed_at LIMIT {MAX_PAGE}""")
     return TaskDetail(
-        task=_summary(found[0]),
+        task=to_summary(found[0]),
         result=_json(found[0].result),
         has_payload=found[0].has_payload,
         attempts=[AttemptSummary(*tuple(row)) for row in reversed(attempts)],
@@ -300,7 +207,8 @@ async def _detail(connection: AsyncConnection, schema: str, key: int) -> TaskDet
     )
 
 
-def _summary(row: Row[Any]) -> TaskSummary:
+def to_summary(row: Row[Any]) -> TaskSummary:
+    """Read a row that was selected with `TASK_COLUMNS`."""
     return TaskSummary(
         key=row.key,
         queue=row.queue,

@@ -22,8 +22,9 @@ from broker_worker.store.database import Database
 from broker_worker.store.dead_letters import Desk, Selection
 from broker_worker.store.interventions import cancel_task, erase_task
 from broker_worker.store.letters import LetterStore
+from broker_worker.store.listing import TaskFilter, list_tasks
 from broker_worker.store.pruning import PruningStore
-from broker_worker.store.queries import TaskFilter, TaskLookup, list_tasks, show_task
+from broker_worker.store.queries import TaskLookup, show_task
 from broker_worker.store.schema import NEWEST, check_schema, grants_sql, migrate, migration_sql
 from broker_worker.store.statistics import outbox_gauge, stats
 from broker_worker.task import TRANSITIONS, TaskState

@@ -6,9 +6,10 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from broker_worker.outcome import Reason
-from broker_worker.store import queries, statistics
-from broker_worker.store.queries import TaskFilter, TaskLookup, list_tasks, show_task
+from broker_worker.outcome import Cancelled, Reason
+from broker_worker.store import listing, statistics
+from broker_worker.store.listing import TaskFilter, list_tasks
+from broker_worker.store.queries import TaskLookup, show_task
 from broker_worker.store.statistics import open_letters, outbox_gauge, stats
 from tests.support.inbox import Inbox, a_failure, a_message, opened
 
@@ -74,16 +75,86 @@ async def test_tasks_are_found_by_when_they_were_created(database_url: str) -> N
 async def test_a_page_that_looked_at_enough_rows_says_where_to_go_on(
     database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(queries, "MAX_WALK", 2)
+    monkeypatch.setattr(listing, "MAX_WALK", 2)
+    async with opened(database_url) as inbox:
+        await inbox.claim(a_message("runs"))
+        await some_tasks(inbox, 3)
+        running = TaskFilter(state="running")
+
+        first = await list_tasks(inbox.database, running)
+        second = await list_tasks(inbox.database, running, before_key=first.before_key)
+
+        assert (first.tasks, [task.id for task in second.tasks]) == ([], ["runs"])
+        assert second.before_key is None
+
+
+@pytest.mark.parametrize("state", ["dead", "cancelled", "retrying"])
+async def test_a_state_that_is_neither_running_nor_succeeded_is_found_however_old(
+    database_url: str, monkeypatch: pytest.MonkeyPatch, state: str
+) -> None:
+    monkeypatch.setattr(listing, "MAX_WALK", 1)
     async with opened(database_url) as inbox:
         await inbox.die(a_message("dead"))
+        await inbox.finish(a_message("cancelled"), Cancelled())
+        await inbox.postpone(a_message("retrying"))
         await some_tasks(inbox, 3)
 
-        first = await list_tasks(inbox.database, TaskFilter(state="dead"))
-        second = await list_tasks(inbox.database, TaskFilter(state="dead"), before_key=first.before_key)
+        page = await list_tasks(inbox.database, TaskFilter(state=state))
 
-        assert (first.tasks, [task.id for task in second.tasks]) == ([], ["dead"])
-        assert second.before_key is None
+        assert ([task.id for task in page.tasks], page.before_key) == ([state], None)
+
+
+async def test_a_state_is_listed_within_times_and_in_pages(database_url: str) -> None:
+    async with opened(database_url) as inbox:
+        claims = [await inbox.die(a_message(f"t-{number}")) for number in range(6)]
+        for days, claim in zip(range(6, 0, -1), claims, strict=True):
+            await inbox.age(days, key=claim.key)
+        now = datetime.now(UTC)
+        where = TaskFilter(
+            "dead", since=now - timedelta(days=5, hours=1), until=now - timedelta(days=1, hours=1)
+        )
+
+        first = await list_tasks(inbox.database, where, limit=3)
+        rest = await list_tasks(inbox.database, where, limit=3, before_key=first.before_key)
+
+        assert [task.id for task in first.tasks] == ["t-4", "t-3", "t-2"]
+        assert ([task.id for task in rest.tasks], rest.before_key) == (["t-1"], None)
+
+
+@pytest.mark.parametrize(
+    "where",
+    [TaskFilter(queue="rare"), TaskFilter(name="seldom"), TaskFilter("succeeded", "rare", "seldom")],
+    ids=["a queue", "a name", "both"],
+)
+async def test_the_few_tasks_of_a_queue_or_name_are_found_however_old(
+    database_url: str, monkeypatch: pytest.MonkeyPatch, where: TaskFilter
+) -> None:
+    monkeypatch.setattr(listing, "MAX_WALK", 1)
+    monkeypatch.setattr(listing, "FEW", 2)
+    async with opened(database_url) as inbox:
+        await inbox.succeed(a_message("t-1", queue="rare", name="seldom"))
+        await inbox.succeed(a_message("t-2", queue="rare", name="seldom"))
+        await some_tasks(inbox, 3)
+
+        page = await list_tasks(inbox.database, where)
+
+        assert ([task.id for task in page.tasks], page.before_key) == (["t-2", "t-1"], None)
+
+
+async def test_the_many_tasks_of_a_queue_are_looked_for_among_the_newest(
+    database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(listing, "MAX_WALK", 2)
+    monkeypatch.setattr(listing, "FEW", 1)
+    async with opened(database_url) as inbox:
+        await inbox.succeed(a_message("t-1", queue="reports"))
+        await inbox.succeed(a_message("t-2", queue="reports"))
+        await some_tasks(inbox, 1)
+
+        page = await list_tasks(inbox.database, TaskFilter(queue="reports"))
+
+        assert [task.id for task in page.tasks] == ["t-2"]
+        assert page.before_key is not None
 
 
 async def test_a_page_is_never_larger_than_a_thousand(database_url: str) -> None:
