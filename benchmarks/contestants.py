@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from benchmarks.contestant import Contestant, Goal
+from benchmarks.peers import PEERS
 
 SUCCEEDED = "SELECT count(*) FROM broker_worker.tasks WHERE state = 'succeeded'"
 CONCURRENCY = "200"  # tasks at a time, and so the prefetch
@@ -107,4 +108,4 @@ OURS = (
     ),
 )
 
-CONTESTANTS = (*LOOPS, *OURS)
+CONTESTANTS = (*LOOPS, *PEERS, *OURS)

@@ -24,6 +24,9 @@ ROOT = Path(__file__).parents[1]
 SECONDS_BETWEEN_LOOKS = 0.003
 SECONDS_WITHOUT_PROGRESS = 60.0
 SECONDS_TO_FILL = 300.0
+SECONDS_FOR_ACKS = (
+    0.25  # after the end: Celery acks a moment after the task, and a stop in between loses that
+)
 SECONDS_TO_STOP = 30.0
 LAST_CHARACTERS = 3_000
 
@@ -139,6 +142,7 @@ async def work(order: _Work) -> Run:
         await until(order.messages, order.called, order, program)
         await until(order.messages, order.watch.finished, order, program)
         ended, used = time.monotonic(), processor_time.below(program.pid) - before
+        await asyncio.sleep(SECONDS_FOR_ACKS)
     finally:
         await asyncio.to_thread(program.stop, SECONDS_TO_STOP)
         await asyncio.to_thread(program.end)

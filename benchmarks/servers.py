@@ -7,7 +7,7 @@ import json
 import secrets
 import urllib.request
 from base64 import b64encode
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from urllib.parse import urlsplit, urlunsplit
@@ -15,6 +15,9 @@ from urllib.parse import urlsplit, urlunsplit
 import asyncpg
 
 from broker_worker.local import LocalServerError, local_servers
+
+# For clients that can't name a type, as Dramatiq. RabbitMQ 3.10 has another name for it.
+QUORUM_BY_DEFAULT = {"default_queue_type": "quorum", "defaultqueuetype": "quorum"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +45,7 @@ class BenchServers:
         pay for it.
         """
         name = f"bench_{secrets.token_hex(6)}"
-        await asyncio.to_thread(self.call_management, "PUT", f"/api/vhosts/{name}")
+        await asyncio.to_thread(self.call_management, "PUT", f"/api/vhosts/{name}", QUORUM_BY_DEFAULT)
         await self.execute(f"CREATE DATABASE {name}", "CHECKPOINT")
         try:
             yield Place(with_path(self.amqp_url, name), with_path(self.database_url, name))
@@ -73,13 +76,14 @@ class BenchServers:
             "postgres": postgres,
         }
 
-    def call_management(self, method: str, path: str) -> bytes:
+    def call_management(self, method: str, path: str, body: Mapping[str, str] | None = None) -> bytes:
         """Call RabbitMQ's HTTP API and return the body of its answer."""
         address = urlsplit(self.management_url)
         credentials = b64encode(f"{address.username}:{address.password}".encode()).decode()
         request = urllib.request.Request(
             f"{address.scheme}://{address.hostname}:{address.port}{path}",
             method=method,
+            data=None if body is None else json.dumps(body).encode(),
             headers={"Authorization": f"Basic {credentials}", "Content-Type": "application/json"},
         )
         with urllib.request.urlopen(request, timeout=30) as answer:

@@ -1,1 +1,1 @@
-"""One program per contestant: `python -m benchmarks.runners.<name> fill|work`; see benchmarks/contestant.py."""
+"""One program per contestant, `python -m benchmarks.runners.<name> work`: see benchmarks/contestant.py."""
