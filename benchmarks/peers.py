@@ -1,7 +1,7 @@
 """The peers among the contestants, each at the best setting that its own documentation gives.
 
-Where the documentation leaves the prefetch open, a peer gets as many messages as the bare loops: 1,000 for all
-its processes together.
+Where the documentation leaves the prefetch open, a peer gets as many messages as the bare loops: 1,000, for
+all its processes together.
 """
 
 from __future__ import annotations
