@@ -19,6 +19,7 @@ from broker_worker.store.rows import COLUMNS, to_message, to_task
 from broker_worker.task import Task
 
 BATCH = 200  # rows of one turn; the next turn takes the next ones
+WINDOW = 100_000  # keys that one turn looks through for lost tasks, in about a tenth of a second
 OVERDUE = timedelta(minutes=10)  # with a consumer that had room: the copy should have come
 LONG_OVERDUE = timedelta(hours=6)  # whatever the consumers say
 IDLE = timedelta(minutes=1)  # how long a consumer has to have had room
@@ -91,37 +92,54 @@ class RescueStore:
     async def bury_lost(self) -> int:
         """End what runs under workers dead for hours without a body: no message will come. Returns how many.
 
-        The whole table is read for it, so each dead worker is looked at once.
+        No index knows these tasks, since none is touched by a success: the whole table is walked
+        for each dead worker, a window in each turn of whoever is free. The row says how far.
         """
         async with self._database.transaction() as connection:
             gone = await connection.execute(
                 text(f"""
-                    SELECT id FROM {self._schema}.workers
+                    SELECT id, swept_to FROM {self._schema}.workers
                     WHERE dead_at < now() - CAST(:lost AS interval) AND swept_at IS NULL
-                    LIMIT 50 FOR UPDATE SKIP LOCKED"""),
+                    ORDER BY swept_to LIMIT 50 FOR UPDATE SKIP LOCKED"""),
                 {"lost": LOST},
             )
-            workers = [row.id for row in gone]
-            if not workers:
+            swept_to = {row.id: row.swept_to for row in gone}
+            if not swept_to:
                 return 0
+            low, high, newest = await self._window(connection, after=min(swept_to.values()))
             rows = await connection.execute(
                 text(f"""
                     SELECT {COLUMNS} FROM {self._schema}.tasks t
-                    WHERE t.worker = ANY(CAST(:workers AS uuid[])) AND t.state = 'running' AND NOT t.has_body
+                    WHERE t.key BETWEEN :low AND :high AND t.worker = ANY(CAST(:workers AS uuid[]))
+                      AND t.state = 'running' AND NOT t.has_body
                     ORDER BY t.key LIMIT {BATCH} FOR UPDATE OF t SKIP LOCKED"""),
-                {"workers": workers},
+                {"low": low, "high": high, "workers": list(swept_to)},
             )
             steps = [step_of_loss(to_task(row)) for row in rows]
             owed = await self._apply(connection, steps)
-            if len(steps) < BATCH:
-                await connection.execute(
-                    text(f"""
-                        UPDATE {self._schema}.workers SET swept_at = now()
-                        WHERE id = ANY(CAST(:workers AS uuid[]))"""),
-                    {"workers": workers},
-                )
+            reached = steps[-1].after.key if len(steps) == BATCH else high
+            await connection.execute(
+                text(f"""
+                    UPDATE {self._schema}.workers
+                    SET swept_to = :reached, swept_at = CASE WHEN :is_done THEN now() END
+                    WHERE id = ANY(CAST(:workers AS uuid[]))"""),
+                {"reached": reached, "is_done": reached >= newest, "workers": list(swept_to)},
+            )
         self._owed(owed)
         return len(steps)
+
+    async def _window(self, connection: AsyncConnection, *, after: int) -> tuple[int, int, int]:
+        """Choose the keys to look at next, the first and the last; and say what the newest key is."""
+        rows = await connection.execute(
+            text(f"""
+                SELECT (SELECT min(key) FROM {self._schema}.tasks WHERE key > :after) AS low,
+                  (SELECT max(key) FROM {self._schema}.tasks) AS newest"""),
+            {"after": after},
+        )
+        row = rows.one()
+        low = after + 1 if row.low is None else int(row.low)
+        newest = after if row.newest is None else max(int(row.newest), after)
+        return low, min(low + WINDOW - 1, newest), newest
 
     async def _each(
         self, query: str, values: dict[str, Any], step_of: Callable[[Task, Message], Step]

@@ -3,11 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+from datetime import timedelta
+from uuid import uuid4
 
 import asyncpg
+import pytest
 
 from broker_worker.outcome import Succeeded
-from tests.support.inbox import a_message, opened
+from broker_worker.store import rescue
+from broker_worker.store.dead_letters import Desk, Selection
+from broker_worker.store.listing import TaskFilter, list_tasks
+from broker_worker.store.pruning import PruningStore
+from broker_worker.store.rescue import RescueStore
+from tests.support.inbox import Inbox, a_message, opened
 
 MANY = 400  # more than a group commit takes, so that whole pages change in one transaction
 
@@ -53,3 +61,66 @@ async def test_a_task_that_just_succeeds_enters_only_the_indexes_of_its_key_and_
     finally:
         await connection.close()
     assert [row["indexrelname"] for row in rows] == ["tasks_pkey", "tasks_queue_name_message_id_key"]
+
+
+async def left_by_the_dead(inbox: Inbox, count: int) -> None:
+    """Let tasks run under a worker that died hours ago, whose messages never came back."""
+    gone = uuid4()
+    await inbox.execute(
+        """INSERT INTO {schema}.workers (id, name, release, dead_at)
+           VALUES (:id, 'w', '0', now() - interval '7 h')""",
+        id=gone,
+    )
+    for number in range(count):
+        claim = await inbox.claim(a_message(f"lost-{number}"))
+        await inbox.execute("UPDATE {schema}.tasks SET worker = :id WHERE key = :key", id=gone, key=claim.key)
+
+
+def a_rescuer(inbox: Inbox) -> RescueStore:
+    return RescueStore(inbox.database, worker=inbox.worker, owed=inbox.owed.extend)
+
+
+async def test_lost_tasks_are_looked_for_a_window_at_a_time_by_whoever_is_free(
+    database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rescue, "WINDOW", 2)
+    async with opened(database_url) as inbox:
+        await left_by_the_dead(inbox, 5)
+
+        turns = [await a_rescuer(inbox).bury_lost() for _ in range(4)]
+
+        assert turns == [2, 2, 1, 0]
+        [row] = await inbox.fetch("SELECT count(*) AS n FROM {schema}.workers WHERE swept_at IS NOT NULL")
+        assert row["n"] == 1
+
+
+async def test_no_lost_task_is_passed_by_where_a_turn_ends_within_its_window(
+    database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rescue, "BATCH", 2)
+    async with opened(database_url) as inbox:
+        await left_by_the_dead(inbox, 5)
+
+        assert [await a_rescuer(inbox).bury_lost() for _ in range(4)] == [2, 2, 1, 0]
+
+
+async def test_keys_may_pass_what_32_bits_hold(database_url: str) -> None:
+    async with opened(database_url) as inbox:
+        await inbox.execute("ALTER TABLE {schema}.tasks ALTER COLUMN key RESTART WITH 5000000000")
+        desk = Desk(inbox.database)
+
+        done = await inbox.succeed(a_message("done"))
+        await inbox.die(a_message("dead"))
+        await inbox.postpone(a_message("later"))
+        await left_by_the_dead(inbox, 1)
+        await inbox.age(8, key=done.key)
+        page = await list_tasks(inbox.database, TaskFilter(), limit=1)
+        rest = await list_tasks(inbox.database, TaskFilter(), before_key=page.before_key)
+        [letter] = await desk.list_letters(Selection())
+        replayed = await desk.replay(letter.id, actor="ada")
+
+        assert [task.id for task in page.tasks + rest.tasks] == ["lost-0", "later", "dead", "done"]
+        assert replayed.is_done
+        assert await a_rescuer(inbox).bury_lost() == 1
+        assert await a_rescuer(inbox).bury_lost() == 0
+        assert (await PruningStore(inbox.database).prune_succeeded(older_than=timedelta(days=7))).count == 1

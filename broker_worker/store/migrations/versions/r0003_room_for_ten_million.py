@@ -43,7 +43,9 @@ CREATE INDEX dead_letters_newest ON {schema}.dead_letters (failed_at, id);
 
 CREATE INDEX dead_letters_resolved ON {schema}.dead_letters (resolved_at) WHERE resolved_at IS NOT NULL;
 
-CREATE INDEX dead_letters_keyless ON {schema}.dead_letters (message_id) WHERE task_key IS NULL
+CREATE INDEX dead_letters_keyless ON {schema}.dead_letters (message_id) WHERE task_key IS NULL;
+
+ALTER TABLE {schema}.workers ADD COLUMN swept_to bigint NOT NULL DEFAULT 0
 """
 
 
