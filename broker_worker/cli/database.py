@@ -21,10 +21,12 @@ def migrate(
 
     Example: `broker-worker migrate`, or `broker-worker migrate --sql > schema.sql`
     """
-    from broker_worker.store.schema import check_schema, migration_sql
+    from broker_worker.store.schema import check_schema
     from broker_worker.store.schema import migrate as migrate_schema
 
     if sql:
+        from broker_worker.store.migration import migration_sql
+
         typer.echo(migration_sql(load_settings().database_schema), nl=False)
         return
 

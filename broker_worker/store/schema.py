@@ -1,15 +1,7 @@
-"""The schema's life: bring it up to date, print it, check it, and say what a runtime role needs."""
+"""The schema's life: bring it up to date, check it, and say what a runtime role needs."""
 
 from __future__ import annotations
 
-import io
-from pathlib import Path
-from typing import Any
-
-from alembic import command
-from alembic.config import Config
-from alembic.script import ScriptDirectory
-from sqlalchemy import Connection, text
 from sqlalchemy.exc import ProgrammingError
 
 from broker_worker.errors import SchemaError
@@ -18,6 +10,7 @@ from broker_worker.store.database import Database, first_line, sqlstate
 VERSION_TABLE = "alembic_version"
 OLDEST = "0003"  # the oldest revision that this release works on
 NEWEST = "0003"
+REVISIONS = tuple(f"{number:04}" for number in range(1, int(NEWEST) + 1))
 LOCK_KEY = 0x62776D67  # one migration at a time; any number that is ours
 NO_RIGHT = "42501"
 NOT_THERE = frozenset({"42P01", "3F000"})  # undefined table, undefined schema
@@ -28,17 +21,24 @@ TABLES = ("tasks", "payloads", "attempts", "checkpoints", "dead_letters", "outbo
 async def migrate(database: Database) -> None:
     """Bring the schema up to date; idempotent, and safe when several do it at once.
 
+    A schema of a later release is left as it is.
+
     Raises:
         SchemaError: this role may not.
         StoreUnavailableError: Postgres can't now.
     """
+    if await _has_newest(database):
+        return  # nothing to wait for, and a start with AUTO_MIGRATE is spared the import of alembic
+    from broker_worker.store.migration import upgrade  # noqa: PLC0415 - 70 ms, and often not needed
+
     try:
         async with database.transaction() as connection:
             await connection.exec_driver_sql(
                 "SELECT set_config('statement_timeout', '0', true), set_config('lock_timeout', '60s', true)"
             )
+            # whoever waited here finds nothing left to do: the revision is read again below
             await connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({LOCK_KEY})")
-            await connection.run_sync(_upgrade, database)
+            await connection.run_sync(upgrade, database)
     except ProgrammingError as error:
         if sqlstate(error) != NO_RIGHT:
             raise
@@ -46,24 +46,6 @@ async def migrate(database: Database) -> None:
             f"this role may not migrate schema {database.schema_name!r}: {first_line(error.orig or error)}"
         )
         raise SchemaError(f"{detail}; run `broker-worker migrate` as its owner") from error
-
-
-def _upgrade(connection: Connection, database: Database) -> None:
-    exists = connection.execute(
-        text("SELECT 1 FROM pg_namespace WHERE nspname = :name"), {"name": database.schema_name}
-    ).scalar()
-    if not exists:  # a role without CREATE on the database can migrate inside a schema made for it
-        connection.exec_driver_sql(f"CREATE SCHEMA {database.schema}")
-    command.upgrade(_config(database.schema_name, connection=connection), "head")
-
-
-def migration_sql(schema: str) -> str:
-    """The SQL that makes the schema from nothing, for people who apply it themselves."""
-    buffer = io.StringIO()
-    config = _config(schema)
-    config.output_buffer = buffer
-    command.upgrade(config, "head", sql=True)
-    return f'CREATE SCHEMA IF NOT EXISTS "{schema}";\n\n{buffer.getvalue()}'
 
 
 def grants_sql(schema: str, role: str) -> str:
@@ -90,14 +72,22 @@ async def check_schema(database: Database) -> str:
     found = await _revision(database)
     if found is None:
         raise SchemaError(f"schema {database.schema_name!r} is not there yet: run `broker-worker migrate`")
-    known = [revision.revision for revision in _scripts().walk_revisions()]
-    if found in known and found < OLDEST:
+    if found in REVISIONS and found < OLDEST:
         raise SchemaError(f"schema {found} is older than {OLDEST}: run `broker-worker migrate`")
-    if found not in known and (found <= NEWEST or not found.isdecimal()):
-        raise SchemaError(f"schema {found} is not one of this package's: {', '.join(sorted(known))}")
+    if found not in REVISIONS and (found <= NEWEST or not found.isdecimal()):
+        raise SchemaError(f"schema {found} is not one of this package's: {', '.join(REVISIONS)}")
     if int(found) > int(NEWEST) + 1:
         raise SchemaError(f"schema {found} is too new for this release, which knows {NEWEST} and the next")
     return found
+
+
+async def _has_newest(database: Database) -> bool:
+    """Whether there is nothing to migrate; what can't be read is left to the migration, and to its errors."""
+    try:
+        found = await _revision(database)
+    except SchemaError:
+        return False
+    return found is not None and found.isdecimal() and int(found) >= int(NEWEST)
 
 
 async def _revision(database: Database) -> str | None:
@@ -115,16 +105,3 @@ async def _revision(database: Database) -> str | None:
                 f"no right to read schema {database.schema_name!r}: see `broker-worker grants`"
             ) from error
         raise
-
-
-def _config(schema: str, *, connection: Connection | None = None) -> Config:
-    config = Config()
-    config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
-    attributes: dict[str, Any] = config.attributes
-    attributes["schema"] = schema
-    attributes["connection"] = connection
-    return config
-
-
-def _scripts() -> ScriptDirectory:
-    return ScriptDirectory.from_config(_config("broker_worker"))

@@ -11,6 +11,7 @@ from urllib.parse import urlsplit, urlunsplit
 
 import asyncpg
 import pytest
+from alembic.script import ScriptDirectory
 from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
 
@@ -23,9 +24,10 @@ from broker_worker.store.dead_letters import Desk, Selection
 from broker_worker.store.interventions import cancel_task, erase_task
 from broker_worker.store.letters import LetterStore
 from broker_worker.store.listing import TaskFilter, list_tasks
+from broker_worker.store.migration import config, migration_sql
 from broker_worker.store.pruning import PruningStore
 from broker_worker.store.queries import TaskLookup, show_task
-from broker_worker.store.schema import NEWEST, check_schema, grants_sql, migrate, migration_sql
+from broker_worker.store.schema import LOCK_KEY, NEWEST, REVISIONS, check_schema, grants_sql, migrate
 from broker_worker.store.statistics import outbox_gauge, stats
 from broker_worker.task import TRANSITIONS, TaskState
 from tests.support.services import execute
@@ -109,6 +111,40 @@ async def test_several_may_migrate_at_once(database_url: str, fresh: Database) -
     assert await check_schema(fresh) == NEWEST
     for database in others:
         await database.close()
+
+
+async def test_a_migration_that_is_not_needed_waits_for_no_other(database_url: str, fresh: Database) -> None:
+    await migrate(fresh)
+    connection = await asyncpg.connect(database_url)
+    try:
+        await connection.execute(f"SELECT pg_advisory_lock({LOCK_KEY})")
+
+        await migrate(fresh)
+    finally:
+        await connection.close()
+
+
+async def test_a_migration_leaves_the_schema_of_a_later_release_as_it_is(database: Database) -> None:
+    await set_revision(database, "9999")
+
+    await migrate(database)
+
+    assert await rows(database, f"SELECT version_num FROM {SCHEMA}.alembic_version") == [("9999",)]
+
+
+async def test_a_role_that_may_not_migrate_is_told_who_may(database_url: str, role: str) -> None:
+    database = Database.open(lambda: as_role(database_url, role), schema="fresh", pool_size=1)
+
+    with pytest.raises(SchemaError, match="run `broker-worker migrate` as its owner"):
+        await migrate(database)
+
+    await database.close()
+
+
+def test_the_revisions_are_counted() -> None:
+    scripts = ScriptDirectory.from_config(config(SCHEMA))
+
+    assert [each.revision for each in scripts.walk_revisions()] == list(reversed(REVISIONS))
 
 
 async def test_the_printed_sql_makes_the_same_schema(database_url: str, fresh: Database) -> None:
