@@ -24,6 +24,7 @@ BASE = {
         ("DATABASE_URL", "postgresql://u:s3cret@127.0.0.1:abc/x"),
         ("DATABASE_URL", "postgresql://u:s3cret@[::1/x"),
         ("DATABASE_URL", "postgresql://u:s3cret@127.0.0.1:99999/x"),
+        ("DATABASE_URL", "postgresql://u:s3cret@127.0.0.1/x?port=99999"),
         ("DATABASE_URL", "postgresql://u:s3cret@127.0.0.1/x?sslmode=bogus"),
         ("DATABASE_URL", "postgresql://u:s3cret@127.0.0.1/x?target_session_attrs=bogus"),
         ("DATABASE_URL", "mysql://u:s3cret@127.0.0.1/x"),
