@@ -55,8 +55,7 @@ UNAVAILABLE_CODES = frozenset(
 )
 # whatever the driver raises; a lost connection may show as an error of the operating system
 FAULTS = (SQLAlchemyError, DriverError, DriverInterfaceError, InternalClientError, OSError)
-HIGHEST_PORT = 65535
-LAST_PORT = 65535  # uvloop would take the rest of the division: another port
+HIGHEST_PORT = 65535  # of a higher one uvloop takes the rest of a division: another port
 IDENTIFIER = re.compile(r"[a-z_][a-z0-9_]{0,62}")
 
 _MILLISECOND = timedelta(milliseconds=1)
@@ -215,15 +214,11 @@ def split_url(url: str) -> str:
     parts = urlsplit(url)
     if parts.scheme not in {"postgres", "postgresql"}:
         raise ConfigurationError("the database URL must begin with postgresql:// or postgres://")
-    for host in parts.netloc.rpartition("@")[2].split(","):
-        port = host.rpartition("]")[2].partition(":")[2]
-        if port.isdigit() and int(port) > HIGHEST_PORT:  # not every event loop says so, and some wait for it
-            raise ConfigurationError(f"the database URL can't be used: {port[:10]} is no port")
     query = [(name, value) for name, value in parse_qsl(parts.query) if name not in CLIENT_ONLY]
     hosts = parts.netloc.rpartition("@")[2].split(",")
     ports = [host.rpartition(":")[2] for host in hosts] + [value for name, value in query if name == "port"]
-    if any(port.isdecimal() and int(port) > LAST_PORT for port in ports):
-        raise ConfigurationError(f"the database URL can't be used: ports end at {LAST_PORT}")
+    if any(port.isdecimal() and int(port) > HIGHEST_PORT for port in ports):
+        raise ConfigurationError(f"the database URL can't be used: ports end at {HIGHEST_PORT}")
     return urlunsplit(parts._replace(query=urlencode(query)))
 
 
