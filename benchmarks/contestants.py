@@ -74,9 +74,10 @@ OURS = (
     _ours(
         "broker_worker_transactional",
         "broker_worker, transactional handler",
-        setting=f"QUEUES=bench:{CONCURRENCY}",
+        setting="QUEUES=bench:50, TRANSACTIONAL_POOL_SIZE=10 (the default)",
         BENCH_TASK="bench_transactional",
-        share=0.25,
+        BENCH_CONCURRENCY="50",
+        share=0.2,
         goal=Goal(0.8, of="broker_worker_transactional", to="sqlalchemy_loop"),
     ),
     Contestant(
@@ -84,19 +85,18 @@ OURS = (
         title="bare SQLAlchemy loop, the same insert",
         runner="sqlalchemy_loop",
         persists="the handler's row",
-        setting="uvloop, prefetch 20, pool of 10",
+        setting="uvloop, prefetch 50, pool of 10",
         fills=True,
-        share=0.25,
-        variables={"BENCH_PREFETCH": "20", "BENCH_UVLOOP": "1"},
+        share=0.2,
+        variables={"BENCH_PREFETCH": "50", "BENCH_UVLOOP": "1"},
         finished="SELECT count(*) FROM bench_rows",
     ),
     _ours(
         "broker_worker_thread",
         "broker_worker, handler in a thread",
-        setting="QUEUES=bench:20",
+        setting=f"QUEUES=bench:{CONCURRENCY}",
         BENCH_TASK="bench_thread",
-        BENCH_CONCURRENCY="20",
-        share=0.25,
+        share=0.5,
     ),
     _ours(
         "broker_worker_process",
@@ -104,7 +104,7 @@ OURS = (
         setting="QUEUES=bench:4",
         BENCH_TASK="bench_process",
         BENCH_CONCURRENCY="4",
-        share=0.1,
+        share=0.05,
     ),
 )
 
