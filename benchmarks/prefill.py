@@ -31,6 +31,7 @@ async def prefill(
     messages: int,
     task: str = TASK,
     with_ids: bool = True,
+    make_id: Callable[[int], str] = "bench-{:08d}".format,
     size: int = SIZE,
     make_body: Callable[[int, int], bytes] = body,
 ) -> None:
@@ -47,7 +48,7 @@ async def prefill(
         for numbers in _batches(messages, max(1, min(MOST_MESSAGES, MOST_BYTES // size))):
             frames: Frames = []
             for number in numbers:
-                message_id = f"bench-{number:08d}" if with_ids else None
+                message_id = make_id(number) if with_ids else None
                 properties = Basic.Properties(
                     content_type="application/json", delivery_mode=2, message_type=task, message_id=message_id
                 )
