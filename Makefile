@@ -6,7 +6,7 @@ VENV_READY := .venv/.ready
 WORKERS ?= 6
 export PYTHON
 
-.PHONY: help setup fmt check test demo lock clean
+.PHONY: help setup fmt check test demo bench bench-quick lock clean
 
 help: ## list the commands
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 12
@@ -33,9 +33,15 @@ test: setup ## the whole suite against a real RabbitMQ and Postgres; WORKERS=n, 
 demo: setup ## see it work: servers, a worker, some 350 tasks
 	.venv/bin/python -m examples.demo
 
+bench: setup ## measure beside the peers, 20 minutes; ARGS="--only broker_worker,faststream --measures none"
+	.venv/bin/python -m benchmarks $(ARGS)
+
+bench-quick: setup ## the same in 2 minutes, for a first look
+	.venv/bin/python -m benchmarks --quick $(ARGS)
+
 lock: setup ## write requirements/*.txt anew; ARGS="--upgrade" takes newer versions
 	scripts/lock.sh $(ARGS)
 
 clean: ## remove .venv and all caches
-	rm -rf .venv build dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis .coverage .coverage.*
+	rm -rf .venv .venv-bench build dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis .coverage .coverage.*
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
