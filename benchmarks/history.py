@@ -21,6 +21,13 @@ QUICKLY = (
     "SET session_replication_role = replica",  # no trigger looks at what is right by its making
     "SET search_path = broker_worker",
 )
+# A page of claimed tasks is as full as the fill factor says; once all have ended it is fuller, and takes no more.
+# Pages of ended tasks that are filled no further than that would take new tasks here and there, as none does.
+AS_FULL_AS_ENDED = "ALTER TABLE tasks SET (fillfactor = 50)"
+FILL_FACTOR = """
+SELECT format('ALTER TABLE tasks SET (%s)', option) FROM pg_class, unnest(reloptions) option
+WHERE oid = 'tasks'::regclass AND option LIKE 'fillfactor=%'
+"""
 WITHOUT_INDEXES = """
 ALTER TABLE tasks DROP CONSTRAINT tasks_queue_name_message_id_key;
 DROP INDEX tasks_due;
@@ -93,9 +100,11 @@ async def write_history(url: str, count: int) -> None:
             for setting in QUICKLY:
                 await connection.execute(setting)
         indexes = [row[0] for row in await first.fetch(INDEXES)]
+        fill_factor: str = await first.fetchval(FILL_FACTOR)
         await first.execute(WITHOUT_INDEXES)
+        await first.execute(AS_FULL_AS_ENDED)
         await asyncio.gather(*(_write_part(connections, number, count) for number in range(PARTS)))
-        for statement in (IDENTITY, *indexes, *BESIDE):
+        for statement in (fill_factor, IDENTITY, *indexes, *BESIDE):
             await first.execute(statement)
     finally:
         for connection in connections:
