@@ -21,8 +21,8 @@ QUICKLY = (
     "SET session_replication_role = replica",  # no trigger looks at what is right by its making
     "SET search_path = broker_worker",
 )
-# A page of claimed tasks is as full as the fill factor says; once all have ended it is fuller, and takes no more.
-# Pages of ended tasks that are filled no further than that would take new tasks here and there, as none does.
+# New tasks fill a page up to the fill factor; when all have ended it is fuller than that, and takes no more.
+# Ended tasks that fill pages no further would leave room here and there for new ones, as there never is.
 AS_FULL_AS_ENDED = "ALTER TABLE tasks SET (fillfactor = 50)"
 FILL_FACTOR = """
 SELECT format('ALTER TABLE tasks SET (%s)', option) FROM pg_class, unnest(reloptions) option
