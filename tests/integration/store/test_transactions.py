@@ -29,7 +29,7 @@ from broker_worker.store.transactions import (
 )
 from tests.support.inbox import Inbox, a_message, opened
 from tests.support.pgbouncer import PgBouncer, running_pgbouncer
-from tests.support.proxy import Proxy
+from tests.support.proxy import Write, proxy_to
 from tests.support.services import RunningServers
 
 LIMIT = timedelta(seconds=30)
@@ -528,29 +528,31 @@ def pgbouncer(running_servers: RunningServers) -> Iterator[PgBouncer]:
 QUERY, ANSWER = b"COMMIT;\0", b"COMMIT\0"  # as the driver asks, and as the server says that it is done
 
 
-class Cutter(Proxy):
+class Cutter:
     """Cuts a connection instead of carrying a message."""
 
     cut_at: bytes | None = None
 
-    async def _carry(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        while data := await reader.read(65536):
-            if self.cut_at is not None and self.cut_at in data:
-                break
-            writer.write(data)
-            await writer.drain()
-        raise ConnectionResetError
+    async def from_client(self, data: bytes, write: Write) -> None:
+        await self._carry(data, write)
+
+    async def from_server(self, data: bytes, write: Write) -> None:
+        await self._carry(data, write)
+
+    async def _carry(self, data: bytes, write: Write) -> None:
+        if self.cut_at is not None and self.cut_at in data:
+            raise ConnectionResetError
+        await write(data)
 
 
 @asynccontextmanager
 async def cutter_before(database_url: str) -> AsyncIterator[tuple[Cutter, str]]:
     """Put a cutter before a database: itself, and the address that leads through it."""
     address = urlsplit(database_url)
-    cutter = Cutter(address.hostname or "", address.port or 5432)
-    async with await asyncio.start_server(cutter.serve, "127.0.0.1", 0) as server:
-        port = server.sockets[0].getsockname()[1]
+    cutter = Cutter()
+    async with proxy_to(address.hostname or "", address.port or 5432, lambda: cutter) as proxy:
         credentials, at, _ = address.netloc.rpartition("@")
-        through = address._replace(netloc=f"{credentials}{at}127.0.0.1:{port}", query="sslmode=disable")
+        through = address._replace(netloc=f"{credentials}{at}127.0.0.1:{proxy.port}", query="sslmode=disable")
         yield cutter, urlunsplit(through)
 
 
