@@ -67,6 +67,8 @@ class Wires:
         self.published: Published = set()
         self.acks: list[Ack] = []
         self.held = 0  # commits that were kept waiting
+        self.transactions = 0  # that the daemon began
+        self.frames = 0  # from the daemon to RabbitMQ, but for heartbeats
         self.faults: list[str] = []  # of the daemon, as the judge found them; and of the observer
 
     def acked(self) -> set[str]:
@@ -151,6 +153,7 @@ class AmqpWatch:
             await write(self._sent[:PROTOCOL_HEADER])
             self._sent, self._has_begun = self._sent[PROTOCOL_HEADER:], True
         while self._has_begun and (frame := next_frame(self._sent)):
+            self._wires.frames += frame[0] != constants.FRAME_HEARTBEAT
             await self._look_at_sent(frame)
             await write(frame)
             self._sent = self._sent[len(frame) :]
@@ -213,6 +216,7 @@ class PostgresWatch:
 
     async def _look_at(self, message: bytes) -> None:
         statement = statement_of(message)
+        self._wires.transactions += not self._is_in_block and bool(statement)
         self._is_in_block |= statement.startswith("BEGIN")
         self._is_marked |= self._wires.is_marked(message)
         ends_itself = not self._is_in_block and message[:1] in {b"Q", b"S"}  # a query, or what was prepared
