@@ -13,18 +13,18 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
 import aiormq
 from aiormq.exceptions import DeliveryError
-from aiormq.exceptions import PublishError as ReturnedError
 
-from broker_worker.amqp.channel import OwnChannel, open_channel
+from broker_worker.amqp.channel import open_channel
 from broker_worker.amqp.connection import Connection, Link
 from broker_worker.amqp.consumer import Declare
 from broker_worker.amqp.failures import translated
 from broker_worker.amqp.properties import EncodedProperties, encode_properties, short
+from broker_worker.amqp.publishing_channel import PublishingChannel, ReturnedError
 from broker_worker.amqp.topology import Topology, choose_rung
 from broker_worker.errors import BrokerUnavailableError, PublishError
 from broker_worker.events import Emit, TopologyRepaired
@@ -65,7 +65,6 @@ class Publisher:
         self._connected = asyncio.Event()
         self._repair_is_wanted = asyncio.Event()
         self._channels: dict[tuple[str, bool], _SharedChannel] = {}
-        self._under_way: set[asyncio.Timeout] = set()
 
     async def run(self) -> None:
         """Keep the connection up until cancelled or closed."""
@@ -124,14 +123,12 @@ class Publisher:
         try:
             shared = await self._shared((exchange, len(outgoing.body) > LARGE_BODY))
             async with shared.used(connection) as channel:
-                await self._until_lost(
-                    channel.basic_publish(
-                        outgoing.body,
-                        exchange=exchange,
-                        routing_key=routing_key,
-                        properties=properties,
-                        mandatory=outgoing.kind is not Kind.EVENT,
-                    )
+                await channel.publish(
+                    outgoing.body,
+                    exchange=exchange,
+                    routing_key=routing_key,
+                    properties=properties,
+                    mandatory=outgoing.kind is not Kind.EVENT,
                 )
         except ReturnedError as error:
             raise PublishError(f"returned by the broker: no queue for key {routing_key!r}") from error
@@ -149,20 +146,6 @@ class Publisher:
         self._channels[key] = shared  # the last used comes last
         return shared
 
-    async def _until_lost(self, publish: Awaitable[object]) -> None:
-        """Give up when the connection is lost: what waits to be written to a dead one is not told."""
-        under_way = asyncio.timeout(None)
-        try:
-            async with under_way:
-                self._under_way.add(under_way)
-                await publish
-        except TimeoutError as error:
-            if under_way.expired():
-                raise BrokerUnavailableError("the connection was lost") from error
-            raise
-        finally:
-            self._under_way.discard(under_way)
-
     async def _serve(self, connection: Connection) -> None:
         self._channels = {}
         self._connection = connection
@@ -172,9 +155,8 @@ class Publisher:
         finally:
             self._connected.clear()
             self._connection = None
-            now = asyncio.get_running_loop().time()
-            for under_way in self._under_way:
-                under_way.reschedule(now)
+            for shared in self._channels.values():
+                shared.lose()
 
     async def _repair_when_wanted(self, connection: Connection) -> None:
         while True:
@@ -198,7 +180,7 @@ class _SharedChannel:
     """A confirming channel that is opened when it is first needed, and again when it is gone."""
 
     def __init__(self) -> None:
-        self._channel: OwnChannel | None = None
+        self._channel: PublishingChannel | None = None
         self._opening = asyncio.Lock()
         self._users = 0
 
@@ -207,22 +189,27 @@ class _SharedChannel:
         return self._users > 0
 
     @asynccontextmanager
-    async def used(self, connection: Connection) -> AsyncIterator[OwnChannel]:
+    async def used(self, connection: Connection) -> AsyncIterator[PublishingChannel]:
         self._users += 1
         try:
             yield await self._get(connection)
         finally:
             self._users -= 1
 
+    def lose(self) -> None:
+        """Let nobody wait for confirms any more: the library does not always tell them."""
+        if self._channel is not None:
+            self._channel.lose(BrokerUnavailableError("the connection was lost"))
+
     async def close(self) -> None:
         """Close the channel, which nobody uses."""
         if self._channel is not None and self._channel.is_alive:
             await self._channel.close()
 
-    async def _get(self, connection: Connection) -> OwnChannel:
+    async def _get(self, connection: Connection) -> PublishingChannel:
         async with self._opening:
             if self._channel is None or not self._channel.is_alive:
-                self._channel = await open_channel(connection.wire, OwnChannel)
+                self._channel = await open_channel(connection.wire, PublishingChannel)
             return self._channel
 
 
