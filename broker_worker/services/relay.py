@@ -27,9 +27,12 @@ class Relay:
         self._confirmed: list[int] = []
         self._refused: list[int] = []
         self._publishing = 0
+        self._is_taking = False
+        self._is_draining = False
         self._is_settling = False
         self._work = asyncio.Event()
         self._results = asyncio.Event()
+        self._half_done = asyncio.Event()
 
     def promptly(self, owed: Sequence[Owed]) -> None:
         """Publish rows that were just committed; what does not fit into memory is left to any relay."""
@@ -40,14 +43,12 @@ class Relay:
         self._work.set()
 
     async def run_once(self) -> None:
-        """Take what is due, left by a dead worker, or left lying."""
-        room = IN_FLIGHT - len(self._waiting) - self._publishing
-        if room <= 0:
-            return
-        taken = await self._outbox.take(room)
-        if taken:
-            self.promptly(taken)
-            self._emit(ServiceWorked("relay", "taken", len(taken)))
+        """Take what is due, left by a dead worker, or left lying, as fast as it is confirmed, until it is all."""
+        while (room := IN_FLIGHT - self._load) > 0 and not self._is_draining:
+            if await self._take(room) < room:
+                return
+            self._half_done.clear()
+            await self._half_done.wait()
 
     async def run(self) -> None:
         """Publish and settle until cancelled."""
@@ -63,10 +64,26 @@ class Relay:
                 self._work.clear()
 
     async def drain(self) -> None:
-        """Return once nothing is left to publish or to settle from memory; for the end of a worker."""
-        while self._waiting or self._publishing or self._confirmed or self._refused or self._is_settling:
+        """Take no more, and return once nothing is left to publish or to settle; for the end of a worker."""
+        self._is_draining = True
+        while self._load or self._confirmed or self._refused or self._is_taking or self._is_settling:
             self._results.set()
             await asyncio.sleep(0.02)
+
+    @property
+    def _load(self) -> int:
+        return len(self._waiting) + self._publishing
+
+    async def _take(self, limit: int) -> int:
+        self._is_taking = True
+        try:
+            taken = await self._outbox.take(limit)
+            self.promptly(taken)
+        finally:
+            self._is_taking = False
+        if taken:
+            self._emit(ServiceWorked("relay", "taken", len(taken)))
+        return len(taken)
 
     async def _publish(self, owed: Owed, release: Callable[[], None]) -> None:
         try:
@@ -81,6 +98,8 @@ class Relay:
             self._publishing -= 1
             release()
             self._results.set()
+            if self._load <= IN_FLIGHT // 2:
+                self._half_done.set()
 
     async def _settle(self) -> None:
         """Delete what is confirmed and put back what is refused, in batches that fill meanwhile."""
