@@ -61,7 +61,11 @@ class OutboxGauge:
 
 
 async def stats(database: Database, *, since: timedelta = DAY) -> Stats:
-    """Count the tasks created within `since`, and all that wait, by queue and name."""
+    """Count the tasks created within `since`, and all that wait, by queue and name.
+
+    The newest are taken by key alone: with both conditions Postgres expects too few, and may read all of a
+    large table.
+    """
     async with database.transaction() as connection:
         now: datetime = (await connection.execute(text("SELECT now()"))).scalar_one()
         low = await key_at(connection, database.schema, now - since - DISORDER)
@@ -77,9 +81,10 @@ async def stats(database: Database, *, since: timedelta = DAY) -> Stats:
                   percentile_cont(ARRAY[0.5, 0.95]) WITHIN GROUP (ORDER BY {duration})::float[] AS durations,
                   max({duration})::float AS duration_max
                 FROM (
-                  (SELECT queue, name, state, started_at, finished_at FROM {database.schema}.tasks
-                   WHERE key >= :low AND created_at >= now() - CAST(:since AS interval)
-                   ORDER BY key DESC LIMIT {MAX_COUNTED})
+                  SELECT queue, name, state, started_at, finished_at FROM (
+                    SELECT * FROM {database.schema}.tasks
+                    WHERE key >= :low ORDER BY key DESC LIMIT {MAX_COUNTED}) newest
+                  WHERE created_at >= now() - CAST(:since AS interval)
                   UNION ALL
                   SELECT queue, name, state, NULL, NULL FROM {database.schema}.tasks
                   WHERE due_at IS NOT NULL AND state IN ('queued', 'retrying')

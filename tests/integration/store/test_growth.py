@@ -9,12 +9,14 @@ from uuid import uuid4
 import asyncpg
 import pytest
 
+from benchmarks.history import DAYS, write_history
 from broker_worker.outcome import Succeeded
 from broker_worker.store import rescue
 from broker_worker.store.dead_letters import Desk, Selection
 from broker_worker.store.listing import TaskFilter, list_tasks
 from broker_worker.store.pruning import PruningStore
 from broker_worker.store.rescue import RescueStore
+from broker_worker.store.statistics import stats
 from tests.support.inbox import Inbox, a_message, opened
 
 MANY = 400  # more than a group commit takes, so that whole pages change in one transaction
@@ -61,6 +63,33 @@ async def test_a_task_that_just_succeeds_enters_only_the_indexes_of_its_key_and_
     finally:
         await connection.close()
     assert [row["indexrelname"] for row in rows] == ["tasks_pkey", "tasks_queue_name_message_id_key"]
+
+
+async def rows_read(connection: asyncpg.Connection) -> int:
+    """How many rows of tasks were read so far, by an index or without."""
+    read: int = await connection.fetchval(
+        "SELECT seq_tup_read + idx_tup_fetch FROM pg_stat_user_tables WHERE relname = 'tasks'"
+    )
+    return read
+
+
+async def test_statistics_of_the_last_days_do_not_read_what_is_older(database_url: str) -> None:
+    async with opened(database_url):
+        await write_history(database_url, 20_000)
+    connection = await asyncpg.connect(database_url)
+    try:
+        before = await rows_read(connection)
+
+        async with opened(database_url) as inbox:
+            found = await stats(inbox.database, since=timedelta(days=DAYS * 0.1))
+        counted = sum(row.succeeded for row in found.rows)
+        while (read := await rows_read(connection) - before) < counted:  # until its connection has reported
+            await asyncio.sleep(0.01)
+
+        assert counted > 1_500
+        assert read < 4_000
+    finally:
+        await connection.close()
 
 
 async def left_by_the_dead(inbox: Inbox, count: int) -> None:
