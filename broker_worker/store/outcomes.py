@@ -17,6 +17,7 @@ from broker_worker.step import Claim, step_of_outcome
 from broker_worker.store.apply import apply, insert_outbox, reply_row
 from broker_worker.store.database import Database
 from broker_worker.store.notices import notify_ended
+from broker_worker.store.postponing import Postponing
 from broker_worker.store.rows import COLUMNS, dump_record, to_task
 from broker_worker.store.sending import write_sent
 from broker_worker.task import Task, TaskState
@@ -143,6 +144,7 @@ class Outcomes:
         self._worker = worker
         self._owed = owed
         self._successes = Successes(database.schema, worker=worker, keeps_payloads=keeps_payloads)
+        self._postponing = Postponing(database.schema, worker=worker)
 
     async def commit_successes(self, batch: Sequence[Ending]) -> list[Outcome | Locked | None]:
         """Finish all rows by one statement, and write what the finished ones owe."""
@@ -157,37 +159,49 @@ class Outcomes:
         return [ending.outcome if ending.claim.key in done else _shown(ending, mine) for ending in batch]
 
     async def commit_others(self, batch: Sequence[Ending]) -> list[Outcome | Locked | None]:
-        """Any other outcome: the row locked under its fence, then what the outcome writes.
+        """Any other outcome: a postponement by one statement, the rest with its row locked under its fence.
 
         A row that another transaction holds holds up nobody else: its outcome is written again.
         """
         async with self._database.transaction() as connection:
-            rows = await connection.execute(
-                text(f"""
-                    SELECT {COLUMNS}
-                    FROM unnest(CAST(:keys AS bigint[]), CAST(:epochs AS int[])) AS n(key, epoch)
-                    JOIN {self._schema}.tasks t ON t.key = n.key AND t.epoch = n.epoch
-                    WHERE t.worker = :worker AND t.state = 'running' ORDER BY t.key
-                    FOR UPDATE OF t SKIP LOCKED"""),
-                {
-                    "worker": self._worker,
-                    "keys": [ending.claim.key for ending in batch],
-                    "epochs": [ending.claim.epoch for ending in batch],
-                },
+            done, owed = await self._postponing.write(
+                connection, [(ending.claim, ending.outcome) for ending in batch]
             )
-            row_by_key = {row.key: to_task(row) for row in rows}
-            steps = [
-                step_of_outcome(ending.claim, ending.outcome, row_by_key[ending.claim.key])
-                for ending in batch
-                if ending.claim.key in row_by_key
-            ]
-            applied = await apply(connection, self._schema, steps, worker=self._worker)
-            missed = [ending.claim for ending in batch if ending.claim.key not in row_by_key]
+            rest = [ending for ending in batch if ending.claim.key not in done]
+            if rest:
+                decided, owed_beside = await self._decide(connection, rest)
+                done |= decided
+                owed += owed_beside
+            missed = [ending.claim for ending in rest if ending.claim.key not in done]
             mine = await self._written_before(connection, missed)
-        self._owed(applied.owed)
-        return [
-            ending.outcome if ending.claim.key in row_by_key else _shown(ending, mine) for ending in batch
+        self._owed(owed)
+        return [ending.outcome if ending.claim.key in done else _shown(ending, mine) for ending in batch]
+
+    async def _decide(
+        self, connection: AsyncConnection, batch: Sequence[Ending]
+    ) -> tuple[set[int], list[Owed]]:
+        """Write what follows from each row as it is now; the keys of those whose claim still holds."""
+        rows = await connection.execute(
+            text(f"""
+                SELECT {COLUMNS}
+                FROM unnest(CAST(:keys AS bigint[]), CAST(:epochs AS int[])) AS n(key, epoch)
+                JOIN {self._schema}.tasks t ON t.key = n.key AND t.epoch = n.epoch
+                WHERE t.worker = :worker AND t.state = 'running' ORDER BY t.key
+                FOR UPDATE OF t SKIP LOCKED"""),
+            {
+                "worker": self._worker,
+                "keys": [ending.claim.key for ending in batch],
+                "epochs": [ending.claim.epoch for ending in batch],
+            },
+        )
+        row_by_key = {row.key: to_task(row) for row in rows}
+        steps = [
+            step_of_outcome(ending.claim, ending.outcome, row_by_key[ending.claim.key])
+            for ending in batch
+            if ending.claim.key in row_by_key
         ]
+        applied = await apply(connection, self._schema, steps, worker=self._worker)
+        return set(row_by_key), applied.owed
 
     async def _written_before(
         self, connection: AsyncConnection, claims: Sequence[Claim]
