@@ -14,6 +14,7 @@ import struct
 from collections.abc import Callable
 from typing import NamedTuple
 
+from aiormq.exceptions import InvalidFrameError
 from pamqp import commands, constants
 from pamqp.heartbeat import Heartbeat
 
@@ -25,6 +26,7 @@ KINDS = frozenset(
 )
 DELIVER = struct.pack(">I", commands.Basic.Deliver.index)
 BODY_SIZE = struct.Struct(">Q")
+SHORTEST_HEADER = 14  # bytes of a content header: class, weight, body size, flags
 SIZE_AT = 4  # where a content header has it: after class and weight
 TAG = struct.Struct(">QB")  # delivery tag, redelivered
 SIGN_OF_LIFE = Heartbeat().marshal()
@@ -132,18 +134,21 @@ class _Content:
         self._parts: list[bytes] = []
 
     def add(self, kind: int, data: bytes, start: int, end: int) -> bool:
-        """Take the frame whose payload is `data[start:end]`; false if it is of no delivery."""
+        """Take the frame whose payload is `data[start:end]`; false if it is of no delivery.
+
+        Raises:
+            InvalidFrameError: it can't follow what came before. That ends the connection: no
+                body may come to run under the properties of another message.
+        """
         if kind == constants.FRAME_METHOD:
-            if data[start : start + 4] != DELIVER:
-                return False
-            self._deliver = _read_deliver(data, start + 4)
-            self._parts = []
-            return True
+            return self._begin(data[start:end])
         if self._deliver is None or kind == constants.FRAME_HEARTBEAT:
             return False
+        if bool(self._header) is (kind == constants.FRAME_HEADER):
+            raise InvalidFrameError("not one content header before a body")
         if kind == constants.FRAME_HEADER:
             self._header = data[start:end]
-            (self._missing,) = BODY_SIZE.unpack_from(self._header, SIZE_AT)
+            self._missing = _body_size(self._header)
         else:
             self._parts.append(data[start:end])
             self._missing -= end - start
@@ -151,21 +156,45 @@ class _Content:
             self._finish(self._deliver)
         return True
 
+    def _begin(self, method: bytes) -> bool:
+        if not method.startswith(DELIVER):
+            return False
+        if self._deliver is not None:
+            raise InvalidFrameError("a delivery within another")
+        self._deliver = _read_deliver(method)
+        self._header = b""
+        return True
+
     def _finish(self, deliver: tuple[int, bool, str, str]) -> None:
+        if self._missing < 0:
+            raise InvalidFrameError("a body longer than its content header says")
         parts, self._parts, self._deliver = self._parts, [], None
         self.take(Delivered(*deliver, self._header, parts[0] if len(parts) == 1 else b"".join(parts)))
 
 
-def _read_deliver(data: bytes, at: int) -> tuple[int, bool, str, str]:
+def _body_size(header: bytes) -> int:
+    if len(header) < SHORTEST_HEADER:
+        raise InvalidFrameError("a content header that is cut off")
+    size: int = BODY_SIZE.unpack_from(header, SIZE_AT)[0]
+    return size
+
+
+def _read_deliver(method: bytes) -> tuple[int, bool, str, str]:
     """Read basic.deliver: consumer tag, delivery tag, redelivered, exchange, routing key."""
-    at += 1 + data[at]
-    tag, redelivered = TAG.unpack_from(data, at)
-    at += TAG.size
-    middle = at + 1 + data[at]
-    end = middle + 1 + data[middle]
+    at = len(DELIVER)
+    try:
+        at += 1 + method[at]
+        tag, redelivered = TAG.unpack_from(method, at)
+        at += TAG.size
+        middle = at + 1 + method[at]
+        end = middle + 1 + method[middle]
+    except (IndexError, struct.error) as error:
+        raise InvalidFrameError(f"a basic.deliver that is cut off: {error}") from error
+    if end > len(method):
+        raise InvalidFrameError("a basic.deliver whose routing key is cut off")
     # names are any bytes: RabbitMQ does not look whether they are UTF-8
     exchange, key = (
-        data[at + 1 : middle].decode(errors="replace"),
-        data[middle + 1 : end].decode(errors="replace"),
+        method[at + 1 : middle].decode(errors="replace"),
+        method[middle + 1 : end].decode(errors="replace"),
     )
     return tag, bool(redelivered & 1), exchange, key
