@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Mapping
+from functools import lru_cache
 from itertools import islice
 from urllib.parse import quote, unquote
 
@@ -17,6 +18,7 @@ LONGEST_TEXT = 32 * 1024  # characters; a stored traceback has half of it
 DEEPEST = 6  # levels of a nested value
 MOST_MEMBERS = 200  # of one collection
 MIN_SECRET = 3  # characters; less can't be told from ordinary text
+MOST_NAMES = 500  # of fields that are remembered: few names are on nearly all lines
 MIN_EMBEDDED_SECRET = 8  # shorter ones are masked as whole words only: `guest` is in `guesthouse`
 
 # Up to the last @ of the word: a password may hold any of / ? # : @ where somebody forgot to encode it.
@@ -36,6 +38,7 @@ class Redactor:
     def __init__(self, secrets: Iterable[str] = ()) -> None:
         self._spellings: frozenset[str] = frozenset()
         self._known: re.Pattern[str] | None = None
+        self._text_by_name: dict[str, str] = {}
         for secret in secrets:
             self.learn(secret)
 
@@ -52,6 +55,7 @@ class Redactor:
         self._spellings |= {spelling for spelling in spellings if len(spelling) >= MIN_SECRET}
         longest_first = sorted(self._spellings, key=len, reverse=True)
         self._known = re.compile("|".join(map(_pattern, longest_first))) if longest_first else None
+        self._text_by_name = {}
 
     def text(self, text: str) -> str:
         """Mask what must not be seen in `text`, and cut what is too long."""
@@ -85,16 +89,30 @@ class Redactor:
             case _:
                 return self.text(plain(value))
 
+    def name(self, name: str) -> str:
+        """Mask what must not be seen in the name of a field."""
+        shown = self._text_by_name.get(name)
+        if shown is None:
+            shown = self.text(name)
+            if len(self._text_by_name) < MOST_NAMES:
+                self._text_by_name[name] = shown
+        return shown
+
     def field(self, name: str, value: object) -> object:
         """Make the value of a named field one that may be shown."""
-        return MASK if _NAMES.search(name) and value is not None else self.value(value)
+        return MASK if _names_a_secret(name) and value is not None else self.value(value)
 
     def _mapping(self, mapping: Mapping[object, object], depth: int) -> dict[str, object]:
         shown: dict[str, object] = {}
         for key, value in islice(mapping.items(), MOST_MEMBERS):
             name = self.text(plain(key))
-            shown[name] = MASK if _NAMES.search(name) else self.value(value, depth=depth - 1)
+            shown[name] = MASK if _names_a_secret(name) else self.value(value, depth=depth - 1)
         return shown
+
+
+@lru_cache(MOST_NAMES)
+def _names_a_secret(name: str) -> bool:
+    return _NAMES.search(name) is not None
 
 
 def plain(value: object) -> str:
