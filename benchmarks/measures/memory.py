@@ -1,7 +1,8 @@
 """What tasks that wait cost a daemon: nothing, whether they wait in the delay queues or in the work queue.
 
-Three daemons with default settings start together: one has nothing to do, one has tasks in its delay queues,
-one has messages in its work queue. They are compared at the same age, since an empty one may grow as well.
+Three daemons with default settings start together and do the same tasks, since a daemon that has worked is
+some MiB larger than one that never has, whatever waits. Then one has nothing to do, one has tasks in its
+delay queues, one has messages in its work queue. They are compared at the same age.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ SECONDS_BETWEEN_LOOKS = 0.1
 SETTINGS = {"SHUTDOWN_GRACE": "0s"}  # what never ends is not waited for
 TASKS = "bw.tasks"
 LONGEST_DELAY = "bw.delay.4096000"
+SUCCEEDED = "SELECT count(*) FROM broker_worker.tasks WHERE state = 'succeeded'"
 STATE = """
 SELECT count(*) FILTER (WHERE state = 'retrying') AS waiting,
   (SELECT count(*) FROM broker_worker.outbox) AS owed FROM broker_worker.tasks
@@ -42,17 +44,20 @@ WHERE table_schema = 'broker_worker' AND table_name = $1
 COPY_TASKS = """
 INSERT INTO broker_worker.tasks (message_id, {columns})
 SELECT lpad((message_id::bigint + n)::text, length(message_id), '0'), {columns}
-FROM (SELECT * FROM broker_worker.tasks ORDER BY message_id DESC LIMIT 1) model, generate_series(1, $1) n
+FROM (
+  SELECT * FROM broker_worker.tasks WHERE state = 'retrying' ORDER BY message_id DESC LIMIT 1
+) model, generate_series(1, $1) n
 """
 COPY_ROWS = """
 INSERT INTO broker_worker.{table} (task_key, {columns})
 SELECT t.key, {prefixed} FROM broker_worker.tasks t, (SELECT * FROM broker_worker.{table} LIMIT 1) model
-WHERE NOT EXISTS (SELECT 1 FROM broker_worker.{table} WHERE task_key = t.key)
+WHERE t.state = 'retrying' AND NOT EXISTS (SELECT 1 FROM broker_worker.{table} WHERE task_key = t.key)
 """
 
 
 async def measure(servers: BenchServers, scale: Scale) -> list[Figure]:
     """Let tasks wait and compare."""
+    done = scale.pick(full=5_000, quick=1_000, smoke=50)
     failing = scale.pick(full=10_000, quick=1_000, smoke=50)
     delayed = scale.pick(full=100_000, quick=20_000, smoke=200)
     queued = scale.pick(full=1_000_000, quick=100_000, smoke=1_000)
@@ -66,6 +71,7 @@ async def measure(servers: BenchServers, scale: Scale) -> list[Figure]:
                 )
                 for number, place in enumerate(places)
             ]
+            await asyncio.gather(*(work(place, done) for place in places))
             await put_off(places[1], failing, delayed)
             await queue_up(places[2], queued)
             base = empty.resident_mebibytes()
@@ -77,8 +83,22 @@ async def measure(servers: BenchServers, scale: Scale) -> list[Figure]:
 
 def _figure(name: str, measured: Daemon, base: float, what: str) -> Figure:
     growth = measured.resident_mebibytes() - base
-    note = f"{what}: {growth:.1f} MiB more than the {base:.1f} MiB of an empty daemon of the same age"
+    note = f"{what}: {growth:.1f} MiB more than the {base:.1f} MiB of one for which nothing waits"
     return Figure(name, growth, "MiB", goal=GOAL, is_upper_bound=True, note=note)
+
+
+async def work(place: Place, tasks: int) -> None:
+    """Have the daemon do some tasks, so that it has what any task needs."""
+    await flood(place.amqp_url, Flood(exchange=TASKS, routing_key=QUEUE, count=tasks))
+    connection = await asyncpg.connect(place.database_url)
+    try:
+        deadline = time.monotonic() + SECONDS_TO_WAIT
+        while (succeeded := await connection.fetchval(SUCCEEDED)) < tasks:
+            if time.monotonic() > deadline:
+                raise DaemonError(f"{tasks} tasks were to succeed, and {succeeded} did")
+            await asyncio.sleep(SECONDS_BETWEEN_LOOKS)
+    finally:
+        await connection.close()
 
 
 async def put_off(place: Place, failing: int, delayed: int) -> None:
