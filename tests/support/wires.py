@@ -10,6 +10,7 @@ import asyncio
 import struct
 import threading
 from collections.abc import Awaitable, Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -216,10 +217,11 @@ class PostgresWatch:
 
     async def _look_at(self, message: bytes) -> None:
         statement = statement_of(message)
-        self._wires.transactions += not self._is_in_block and bool(statement)
+        does_something = message[:1] in {b"Q", b"E"}  # a query, or a go to what was prepared
+        self._wires.transactions += does_something and not self._is_in_block
         self._is_in_block |= statement.startswith("BEGIN")
         self._is_marked |= self._wires.is_marked(message)
-        ends_itself = not self._is_in_block and message[:1] in {b"Q", b"S"}  # a query, or what was prepared
+        ends_itself = not self._is_in_block and message[:1] in {b"Q", b"S"}  # S: the end of what was prepared
         if self._is_marked and (statement.startswith(("COMMIT", "END")) or ends_itself):
             await self._wires.pass_commit()
             self._is_marked = False
@@ -293,11 +295,13 @@ def wires(amqp_url: str, database_url: str, judge: Judge) -> Iterator[Wires]:
         finally:
             is_ready.set()
 
-    thread = threading.Thread(target=run)
-    thread.start()
-    is_ready.wait(30)
-    try:
-        yield made[0]
-    finally:
-        made[0].end()
-        thread.join(30)
+    with ThreadPoolExecutor(1) as threads:
+        running = threads.submit(run)
+        is_ready.wait(30)
+        if running.done():
+            running.result()
+        try:
+            yield made[0]
+        finally:
+            made[0].end()
+            running.result(30)
