@@ -263,35 +263,45 @@ async def insert_letters(
     connection: AsyncConnection, schema: str, letters: Sequence[DeadLetter], *, worker: UUID | None
 ) -> set[UUID]:
     """Insert dead letters, or open them again where they were answered before. Returns those ids."""
-    inserted = set()
-    statement = text(f"""
-        INSERT INTO {schema}.dead_letters (id, task_key, queue, name, message_id, reason, error_type,
-          error_message, fingerprint, attempt, epoch, worker, body, properties)
-        VALUES (:id, CAST(:task_key AS bigint), :queue, CAST(:name AS text), CAST(:message_id AS text),
-          :reason, :error_type, :error_message, CAST(:fingerprint AS text), :attempt, :epoch, :worker,
-          :body, CAST(CAST(:properties AS text) AS json))
-        ON CONFLICT (id) DO UPDATE SET resolved_at = NULL, resolution = NULL
-        WHERE dead_letters.resolved_at IS NOT NULL RETURNING id""")
-    for letter in letters:
-        values = {
-            "id": letter.id,
-            "task_key": letter.task_key,
-            "queue": storable(letter.queue),
-            "name": storable(letter.name),
-            "message_id": storable(letter.message_id),
-            "reason": str(letter.reason),
-            "error_type": storable(letter.failure.error_type),
-            "error_message": storable(letter.failure.message),
-            "fingerprint": letter.failure.fingerprint,
-            "attempt": letter.attempt,
-            "epoch": letter.epoch,
+    if not letters:
+        return set()
+    by_id = {letter.id: letter for letter in letters}  # one statement can't touch a row twice
+    rows = [by_id[id_] for id_ in sorted(by_id)]  # one lock order for all
+    inserted = await connection.execute(
+        text(f"""
+            INSERT INTO {schema}.dead_letters (id, task_key, queue, name, message_id, reason, error_type,
+              error_message, fingerprint, attempt, epoch, worker, body, properties)
+            SELECT id, task_key, queue, name, message_id, reason, error_type, error_message, fingerprint,
+              attempt, epoch, :worker, body, CAST(properties AS json)
+            FROM unnest(
+              CAST(:ids AS uuid[]), CAST(:task_keys AS bigint[]), CAST(:queues AS text[]),
+              CAST(:names AS text[]), CAST(:message_ids AS text[]), CAST(:reasons AS text[]),
+              CAST(:error_types AS text[]), CAST(:error_messages AS text[]), CAST(:fingerprints AS text[]),
+              CAST(:attempts AS smallint[]), CAST(:epochs AS int[]), CAST(:bodies AS bytea[]),
+              CAST(:properties AS text[])
+            ) WITH ORDINALITY AS n(id, task_key, queue, name, message_id, reason, error_type, error_message,
+                                   fingerprint, attempt, epoch, body, properties, position)
+            ORDER BY position
+            ON CONFLICT (id) DO UPDATE SET resolved_at = NULL, resolution = NULL
+            WHERE dead_letters.resolved_at IS NOT NULL RETURNING id"""),
+        {
             "worker": worker,
-            "body": letter.body,
-            "properties": dump(letter.record),
-        }
-        if (id_ := (await connection.execute(statement, values)).scalar()) is not None:
-            inserted.add(id_)
-    return inserted
+            "ids": [row.id for row in rows],
+            "task_keys": [row.task_key for row in rows],
+            "queues": [storable(row.queue) for row in rows],
+            "names": [storable(row.name) for row in rows],
+            "message_ids": [storable(row.message_id) for row in rows],
+            "reasons": [str(row.reason) for row in rows],
+            "error_types": [storable(row.failure.error_type) for row in rows],
+            "error_messages": [storable(row.failure.message) for row in rows],
+            "fingerprints": [row.failure.fingerprint for row in rows],
+            "attempts": [row.attempt for row in rows],
+            "epochs": [row.epoch for row in rows],
+            "bodies": [row.body for row in rows],
+            "properties": [dump(row.record) for row in rows],
+        },
+    )
+    return {row.id for row in inserted}
 
 
 async def insert_outbox(

@@ -32,7 +32,22 @@ class OutboxStore:
     async def take(self, limit: int) -> list[Owed]:
         """Take rows that are due, or whose worker is dead, or that it left lying for two minutes.
 
-        A copy whose task has moved on is stale; it is deleted here and not sent.
+        A copy whose task has moved on is stale: it is deleted here, and the next one taken in its place.
+        """
+        owed: list[Owed] = []
+        while (room := limit - len(owed)) > 0:
+            found, stale = await self._take(room)
+            owed += found
+            if stale:
+                await self.delete(stale)
+            if len(found) + len(stale) < room:
+                break
+        return owed
+
+    async def _take(self, limit: int) -> tuple[list[Owed], list[int]]:
+        """Take at most `limit` rows; answer with what is to be sent, and with the ids of what is stale.
+
+        A row of a worker comes back two minutes later at most, so that what waits longer is not looked at.
         """
         async with self._database.transaction() as connection:
             rows = await connection.execute(
@@ -40,7 +55,8 @@ class OutboxStore:
                     WITH due AS (
                       SELECT o.id FROM {self._schema}.outbox o
                       LEFT JOIN {self._schema}.workers w ON w.id = o.worker
-                      WHERE o.available_at <= now() OR w.dead_at IS NOT NULL
+                      WHERE o.available_at <= now() + CAST(:promptness AS interval)
+                        AND (o.available_at <= now() OR w.dead_at IS NOT NULL)
                       ORDER BY o.available_at LIMIT :limit FOR UPDATE OF o SKIP LOCKED
                     ), taken AS (
                       UPDATE {self._schema}.outbox o
@@ -70,9 +86,7 @@ class OutboxStore:
                     stale.append(row.id)
                 else:
                     owed.append(Owed(row.id, outgoing))
-        if stale:
-            await self.delete(stale)
-        return owed
+        return owed, stale
 
     async def delete(self, ids: Sequence[int]) -> None:
         """Forget what the broker has confirmed."""
