@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -10,6 +12,7 @@ import pytest
 
 from tests.e2e.conftest import Service, message
 from tests.support.daemon import until
+from tests.support.raw_amqp import FLAG, raw_publisher, short
 from tests.support.wires import Ack, Copy, Published, Wires, wires
 
 pytestmark = pytest.mark.timeout(180)
@@ -32,9 +35,10 @@ RECORDED = """
 async def missing(observer: asyncpg.Connection, ack: Ack, published: Published) -> list[str]:
     """What is not committed although the broker is about to forget it, in words; best nothing.
 
-    What the broker keeps another delivery of is not lost with this one.
+    What the broker keeps another delivery of is not lost with this one. For a message without an id
+    stands the confirm of its copy.
     """
-    tasks = {copy.task for copy in ack.forgotten} - ack.unsettled
+    tasks = {copy.task for copy in ack.forgotten} - ack.unsettled - {""}
     rows = {row["task"]: row for row in await observer.fetch(RECORDED, list(tasks))}
     lost = [task for task in tasks if task not in rows or not is_recorded(rows[task], published)]
     return [f"{task} is about to be acked, and this is committed: {rows.get(task)}" for task in lost]
@@ -95,7 +99,7 @@ def test_an_ack_waits_for_the_commit_however_long_that_takes(watched: Watched, n
 
     # finished long ago: acked without a commit that is held, and behind all that was sent before
     watched.publish(*([("plain", "first")] * 3))
-    until("a later ack has passed", lambda: len(watched.wires.acks) > 1)
+    until("a later ack has passed", lambda: watched.wires.count_acks("first") > 1)
 
     assert watched.wires.acked() == {"first"}
     watched.wires.release()
@@ -103,6 +107,37 @@ def test_an_ack_waits_for_the_commit_however_long_that_takes(watched: Watched, n
     assert not {id_ for id_ in watched.wires.acked() if id_.startswith("gated")}
     watched.service.gate.touch()
     watched.until_acked({id_ for _, id_ in named})
+    assert watched.wires.faults == []
+
+
+async def publish_without_id(service: Service, count: int) -> None:
+    """Publish by hand: client libraries add an id."""
+    async with raw_publisher(service.amqp_url) as publisher:
+        for _ in range(count):
+            await publisher.publish(
+                f"{service.prefix}.tasks",
+                b"default",
+                flags=FLAG["message_type"],
+                properties=short(b"plain"),
+                body=json.dumps({"mark": MARK}).encode(),
+            )
+
+
+def test_the_ack_of_a_message_without_an_id_waits_for_the_confirm_of_its_copy(watched: Watched) -> None:
+    watched.publish(("plain", "first"))
+    watched.until_acked({"first"})
+    watched.wires.hold_confirms()
+    asyncio.run(publish_without_id(watched.service, 20))
+    until("a confirm is held", lambda: watched.wires.held)
+
+    watched.publish(("plain", "first"))
+    until("a later ack has passed", lambda: watched.wires.count_acks("first") > 1)
+
+    assert "" not in watched.wires.acked()
+    watched.wires.release()
+    watched.service.until_states(succeeded=21)
+    until("nothing is unsettled", lambda: not watched.wires.keeps())
+    assert watched.wires.count_acks("") == 20
     assert watched.wires.faults == []
 
 

@@ -1,7 +1,7 @@
 """Both wires of a daemon, watched by one observer: what it tells Postgres, and what it lets RabbitMQ forget.
 
 Before an ack is carried on, the observer asks Postgres, on a connection of its own, what is committed.
-It can also hold commits back, and with them all that has to wait for them.
+It can also hold commits and confirms back, and with them all that has to wait for them.
 """
 
 from __future__ import annotations
@@ -62,12 +62,13 @@ class Wires:
         self._observer: asyncpg.Connection | None = None
         self._ended = asyncio.Event()
         self._marker = b""
+        self._holds_confirms = False
         self.amqp_url = ""
         self.database_url = ""
         self.unsettled: dict[tuple[object, int], dict[int, Copy]] = {}  # by connection and channel
         self.published: Published = set()
         self.acks: list[Ack] = []
-        self.held = 0  # commits that were kept waiting
+        self.held = 0  # commits and confirms that were kept waiting
         self.transactions = 0  # that the daemon began
         self.frames = 0  # from the daemon to RabbitMQ, but for heartbeats
         self.faults: list[str] = []  # of the daemon, as the judge found them; and of the observer
@@ -76,6 +77,10 @@ class Wires:
         """The tasks of which the broker has forgotten a delivery."""
         return {copy.task for ack in list(self.acks) for copy in ack.forgotten}
 
+    def count_acks(self, task: str) -> int:
+        """How many deliveries of a task the broker has forgotten."""
+        return sum(copy.task == task for ack in list(self.acks) for copy in ack.forgotten)
+
     def keeps(self) -> bool:
         """Whether the broker has still to keep something that the daemon has."""
         return any(self.unsettled.values())
@@ -83,6 +88,11 @@ class Wires:
     def hold(self, marker: str) -> None:
         """Hold every commit of a transaction that carried `marker`."""
         self._marker = marker.encode()
+        self._passes.clear()
+
+    def hold_confirms(self) -> None:
+        """Hold every confirm of a message that the daemon published."""
+        self._holds_confirms = True
         self._passes.clear()
 
     def release(self) -> None:
@@ -117,6 +127,10 @@ class Wires:
         if not self._passes.is_set():
             self.held += 1
             await self._passes.wait()
+
+    async def pass_confirm(self) -> None:
+        if self._holds_confirms:
+            await self.pass_commit()
 
     async def settle(self, channel: tuple[object, int], tag: int, *, multiple: bool) -> None:
         """Judge what is about to be forgotten."""
@@ -162,7 +176,7 @@ class AmqpWatch:
     async def from_server(self, data: bytes, write: Write) -> None:
         self._received += data
         while frame := next_frame(self._received):
-            self._look_at_received(frame)
+            await self._look_at_received(frame)
             await write(frame)
             self._received = self._received[len(frame) :]
 
@@ -183,14 +197,15 @@ class AmqpWatch:
     async def _settle(self, channel: int, tag: int | None, *, multiple: bool) -> None:
         await self._wires.settle((self, channel), tag or 0, multiple=multiple)
 
-    def _look_at_received(self, raw: bytes) -> None:
+    async def _look_at_received(self, raw: bytes) -> None:
         channel, frame = understood(raw)
-        match frame:
-            case commands.Basic.Deliver():
-                self._delivering[channel] = frame
-            case ContentHeader() if channel in self._delivering:
-                tag = self._delivering.pop(channel).delivery_tag or 0
-                self._wires.unsettled.setdefault((self, channel), {})[tag] = named(frame)
+        if isinstance(frame, commands.Basic.Deliver):
+            self._delivering[channel] = frame
+        elif isinstance(frame, ContentHeader) and channel in self._delivering:
+            tag = self._delivering.pop(channel).delivery_tag or 0
+            self._wires.unsettled.setdefault((self, channel), {})[tag] = named(frame)
+        elif isinstance(frame, commands.Basic.Ack):
+            await self._wires.pass_confirm()
 
 
 class PostgresWatch:
@@ -246,11 +261,11 @@ def understood(raw: bytes) -> tuple[int, object]:
 
 
 def named(header: ContentHeader) -> Copy:
-    """The task and the epoch that a message is of."""
+    """The task and the epoch that a message is of; no name where it has none."""
     headers = header.properties.headers or {}
     epoch = headers.get(EPOCH, 0)
     assert isinstance(epoch, int)
-    return Copy(str(headers.get(TASK_ID) or header.properties.message_id), epoch)
+    return Copy(str(headers.get(TASK_ID) or header.properties.message_id or ""), epoch)
 
 
 def next_message(data: bytes, *, has_kind: bool) -> bytes:
