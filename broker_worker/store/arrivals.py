@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from datetime import datetime, timedelta
+from typing import TypeVar
 from uuid import UUID
 
 from sqlalchemy import TextClause, text
@@ -30,6 +30,10 @@ from broker_worker.task import (
     TaskState,
     meet,
 )
+from broker_worker.values import dataclass
+
+Value = TypeVar("Value")
+FIRST = Claimed(attempt=1, epoch=1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +83,7 @@ class Arrivals:
                 key, deadline_at = claimed[task]
                 row = _first_row(coming.arrival, key, self._worker, deadline_at=deadline_at)
                 left = coming.arrival.deadline
-                met[task] = self._remember(Claimed(attempt=1, epoch=1), row, coming, time_left=left)
+                met[task] = self._remember(FIRST, row, coming, time_left=left)
         for coming in batch:
             if (again := claimed_again.get(coming.arrival.message.task)) is not None:
                 row = again.row
@@ -91,27 +95,26 @@ class Arrivals:
         """Insert the rows that are not there yet, as claims of their first attempt; keys and deadlines."""
         batch = sorted(batch, key=lambda coming: coming.arrival.message.task)  # one lock order for all
         arrivals = [coming.arrival for coming in batch]
-        async with self._database.transaction() as connection:
-            rows = await connection.execute(
-                self._claiming,
-                {
-                    "worker": self._worker,
-                    "queues": [arrival.message.task.queue for arrival in arrivals],
-                    "names": [arrival.message.task.name for arrival in arrivals],
-                    "ids": [arrival.message.task.id for arrival in arrivals],
-                    "digests": [arrival.digest for arrival in arrivals],
-                    "max_attempts": [arrival.max_attempts for arrival in arrivals],
-                    "producers": [storable(arrival.message.app_id) for arrival in arrivals],
-                    "correlation_ids": [storable(arrival.message.correlation_id) for arrival in arrivals],
-                    "reply_tos": [
-                        arrival.message.reply_to if arrival.keeps_reply else None for arrival in arrivals
-                    ],
-                    "published_at": [arrival.message.published_at for arrival in arrivals],
-                    "not_after": [arrival.message.not_after for arrival in arrivals],
-                    "deadlines": [arrival.deadline for arrival in arrivals],
-                },
-            )
-            return {TaskId(queue, name, id_): (key, deadline) for key, queue, name, id_, deadline in rows}
+        rows = await self._database.single(
+            self._claiming,
+            {
+                "worker": self._worker,
+                "queues": [arrival.message.task.queue for arrival in arrivals],
+                "names": [arrival.message.task.name for arrival in arrivals],
+                "ids": [arrival.message.task.id for arrival in arrivals],
+                "digests": [arrival.digest for arrival in arrivals],
+                "max_attempts": [arrival.max_attempts for arrival in arrivals],
+                "producers": _rare([storable(arrival.message.app_id) for arrival in arrivals]),
+                "correlation_ids": _rare([storable(arrival.message.correlation_id) for arrival in arrivals]),
+                "reply_tos": _rare(
+                    [arrival.message.reply_to if arrival.keeps_reply else None for arrival in arrivals]
+                ),
+                "published_at": _rare([arrival.message.published_at for arrival in arrivals]),
+                "not_after": _rare([arrival.message.not_after for arrival in arrivals]),
+                "deadlines": _rare([arrival.deadline for arrival in arrivals]),
+            },
+        )
+        return {TaskId(queue, name, id_): (key, deadline) for key, queue, name, id_, deadline in rows}
 
     async def _claim_again(self, batch: Sequence[Coming]) -> dict[TaskId, LaterClaim]:
         """Claim what waits for just this copy, and for nothing else."""
@@ -280,6 +283,11 @@ def _claiming(schema: str) -> TextClause:
                published_at, not_after, deadline)
         ON CONFLICT (queue, name, message_id) DO NOTHING
         RETURNING key, queue, name, message_id, deadline_at""")
+
+
+def _rare(column: list[Value | None]) -> list[Value | None]:
+    """Leave a column without any value away: `unnest` fills it with nulls, and none has to be encoded."""
+    return column if any(value is not None for value in column) else []
 
 
 def _is_plainly_new(arrival: Arrival) -> bool:

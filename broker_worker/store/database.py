@@ -9,15 +9,18 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from datetime import timedelta
-from typing import Any
+from typing import Any, cast
 from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 
 import asyncpg
+from asyncpg import Record
 from asyncpg.exceptions import ClientConfigurationError, InternalClientError
 from asyncpg.exceptions import InterfaceError as DriverInterfaceError
 from asyncpg.exceptions import PostgresError as DriverError
+from asyncpg.prepared_stmt import PreparedStatement
+from sqlalchemy import TextClause
 from sqlalchemy.exc import DBAPIError, InterfaceError, SQLAlchemyError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
@@ -59,35 +62,79 @@ HIGHEST_PORT = 65535  # of a higher one uvloop takes the rest of a division: ano
 IDENTIFIER = re.compile(r"[a-z_][a-z0-9_]{0,62}")
 
 _MILLISECOND = timedelta(milliseconds=1)
-LIMITS = (
-    f"SELECT set_config('statement_timeout', '{STATEMENT_TIMEOUT // _MILLISECOND}', true), "
-    f"set_config('lock_timeout', '{LOCK_TIMEOUT // _MILLISECOND}', true), "
-    f"set_config('idle_in_transaction_session_timeout', '{STATEMENT_TIMEOUT // _MILLISECOND}', true)"
-)
-
-
+LIMITS = {
+    "statement_timeout": f"{STATEMENT_TIMEOUT // _MILLISECOND}",
+    "lock_timeout": f"{LOCK_TIMEOUT // _MILLISECOND}",
+    "idle_in_transaction_session_timeout": f"{STATEMENT_TIMEOUT // _MILLISECOND}",
+}
 # The planner takes a table that it knows nothing of yet for small, and then scans all of it for each row of a
 # batch. What a worker does all day goes by an index on a table of any size.
-BY_INDEX = "SELECT set_config('enable_seqscan', 'off', true)"
+BY_INDEX = {"enable_seqscan": "off"}
+MOST_STATEMENTS = 100  # whose descriptions one connection keeps: ours are fewer, and their texts don't change
 
 
 class LimitedConnection(asyncpg.Connection):  # type: ignore[misc]  # the driver has no types
-    """Sends the limits of a transaction together with its BEGIN: one round trip instead of three."""
+    """Bounds what it asks of the server, in as few round trips as what lies between allows.
 
-    limits = LIMITS
+    Behind a pooler in transaction mode nothing may outlive a transaction: the limits are sent with each
+    BEGIN, and each statement is parsed anew. Straight to the server the limits are set once, and the few
+    statements that run all day are prepared once.
+    """
+
+    settings: Mapping[str, str] = LIMITS
+    is_direct = False
+
+    def __init__(self, *args: object, **options: object) -> None:
+        super().__init__(*args, **options)
+        self._described: dict[str, PreparedStatement] = {}
+        self._prepared: dict[str, PreparedStatement] = {}
+
+    async def settle(self) -> None:
+        """Find out what lies between, and set the limits if nothing does.
+
+        A pooler has to hand out process ids of its own: by them it tells whose statement to cancel.
+        """
+        async with self.transaction():
+            server: int = await self.fetchval("SELECT pg_backend_pid()")
+        if server == self.get_server_pid():
+            await super().execute(_setting(self.settings, is_local=False))
+            self.is_direct = True
 
     async def execute(self, query: str, *args: object, **options: object) -> str:
         """Execute; what begins a transaction sets its limits as well."""
-        if query.startswith("BEGIN"):
-            query = f"{query} {self.limits}"
+        if query.startswith("BEGIN") and not self.is_direct:
+            query = f"{query} {_setting(self.settings, is_local=True)}"
         status: str = await super().execute(query, *args, **options)
         return status
+
+    async def prepare(self, query: str, **options: object) -> PreparedStatement:
+        """Have a statement described, once; without a name it is parsed by the message that executes it."""
+        found = self._described.get(query)
+        if found is None:
+            found = await super().prepare(query, **options)
+            if len(self._described) < MOST_STATEMENTS:
+                self._described[query] = found
+        return found
+
+    async def fetch_alone(self, query: str, *values: object) -> Sequence[Record]:
+        """Run one statement as a transaction of its own."""
+        rows: Sequence[Record]
+        if not self.is_direct:
+            async with self.transaction():
+                rows = await (await self.prepare(query)).fetch(*values)
+            return rows
+        prepared = self._prepared.get(query)
+        if prepared is None:
+            name = f"broker_worker_{len(self._prepared)}"
+            prepared = self._prepared[query] = await super().prepare(query, name=name)
+        rows = await prepared.fetch(*values)
+        return rows
 
 
 class WorkersConnection(LimitedConnection):
     """One whose every statement is to go by an index."""
 
-    limits = f"{LIMITS}; {BY_INDEX}"
+    settings: Mapping[str, str] = {**LIMITS, **BY_INDEX}
 
 
 class Database:
@@ -95,6 +142,7 @@ class Database:
 
     def __init__(self, engine: AsyncEngine, schema: str) -> None:
         self._engine = engine
+        self._compiled: dict[TextClause, tuple[str, Sequence[str]]] = {}
         self.schema = quoted(schema)
         self.schema_name = schema
 
@@ -143,15 +191,41 @@ class Database:
             StoreUnavailableError: Postgres could not do it now. After an error at the
                 commit it is unknown whether it was done.
         """
-        try:
+        with _translated():
             async with self._engine.begin() as connection:
                 yield connection
-        except FAULTS as error:
-            if (detail := unavailability(error)) is not None:
-                raise StoreUnavailableError(detail) from error
-            if (code := sqlstate(error)) and code.startswith("22"):
-                raise StoreDataError(f"{code}: {first_line(error)}") from error
-            raise
+
+    async def single(self, statement: TextClause, parameters: Mapping[str, object]) -> Sequence[Record]:
+        """Run one statement that is a transaction of its own, and return its rows once it is committed.
+
+        For the statements that run all day: where nothing lies between, it is one round trip, and it goes
+        past SQLAlchemy's execution, which takes several times as long. `statement` is compiled once and
+        kept: give the same object each time.
+
+        Raises:
+            StoreUnavailableError: Postgres could not do it now; whether it was done is not known.
+            StoreDataError: Postgres refuses a value.
+        """
+        sql, names = self._positional(statement)
+        with _translated():
+            async with self._engine.connect() as connection:
+                raw = await connection.get_raw_connection()
+                driver = cast("LimitedConnection", raw.driver_connection)
+                try:
+                    return await driver.fetch_alone(sql, *(parameters[name] for name in names))
+                except BaseException as error:
+                    # after an answer of the server the connection is as good as before
+                    if driver.is_closed() or not isinstance(error, DriverError):
+                        await connection.invalidate()
+                    raise
+
+    def _positional(self, statement: TextClause) -> tuple[str, Sequence[str]]:
+        """Return the driver's form of a statement: numbered parameters, and the name of each."""
+        found = self._compiled.get(statement)
+        if found is None:
+            compiled = statement.compile(dialect=self._engine.dialect)
+            found = self._compiled[statement] = str(compiled), tuple(compiled.positiontup or ())
+        return found
 
     async def ping(self) -> None:
         """Return if Postgres answers.
@@ -165,6 +239,19 @@ class Database:
     async def close(self) -> None:
         """Close every connection of the pool."""
         await self._engine.dispose()
+
+
+@contextlib.contextmanager
+def _translated() -> Iterator[None]:
+    """Make errors of ours of the driver's."""
+    try:
+        yield
+    except FAULTS as error:
+        if (detail := unavailability(error)) is not None:
+            raise StoreUnavailableError(detail) from error
+        if (code := sqlstate(error)) and code.startswith("22"):
+            raise StoreDataError(f"{code}: {first_line(error)}") from error
+        raise
 
 
 def unavailability(error: BaseException) -> str | None:
@@ -240,7 +327,7 @@ def connector(
         except ConfigurationError as error:  # it was there at the start: its file is being replaced
             raise StoreUnavailableError(str(error)) from error
         try:
-            return await asyncpg.connect(
+            connection = await asyncpg.connect(
                 split_url(url),
                 timeout=CONNECT_TIMEOUT.total_seconds(),
                 command_timeout=command_timeout.total_seconds() if command_timeout else None,
@@ -248,7 +335,16 @@ def connector(
                 statement_cache_size=0,
                 server_settings={"application_name": application},
             )
+            if command_timeout is not None:
+                await connection.settle()
         except (ValueError, OverflowError, ClientConfigurationError) as error:
             raise ConfigurationError(f"the database URL can't be used: {first_line(error)}") from error
+        return connection
 
     return connect
+
+
+def _setting(settings: Mapping[str, str], *, is_local: bool) -> str:
+    """Write the statement that sets them, for a transaction or for the session."""
+    scope = "true" if is_local else "false"
+    return "SELECT " + ", ".join(f"set_config('{name}', '{to}', {scope})" for name, to in settings.items())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from uuid import UUID
 
 from sqlalchemy import TextClause, text
@@ -16,11 +16,12 @@ from broker_worker.sending import Sent
 from broker_worker.step import Claim, step_of_outcome
 from broker_worker.store.apply import apply, insert_outbox, reply_row
 from broker_worker.store.database import Database
-from broker_worker.store.notices import notify_ended
+from broker_worker.store.notices import ENDED
 from broker_worker.store.postponing import Postponing
 from broker_worker.store.rows import COLUMNS, dump_record, to_task
 from broker_worker.store.sending import write_sent
 from broker_worker.task import Task, TaskState
+from broker_worker.values import dataclass
 
 MARK = "broker_worker.claim"  # a setting of the server's, local to the transaction of a handler
 
@@ -49,21 +50,29 @@ class Successes:
 
         `within` is what the transaction has set as `MARK`: where that is gone, no row is. Returns the keys.
         """
-        rows = await connection.execute(
-            self._finishing,
-            {
-                "worker": self._worker,
-                "keys": [ending.claim.key for ending in batch],
-                "epochs": [ending.claim.epoch for ending in batch],
-                "results": [_result(ending.outcome) for ending in batch],
-                "keeps": self._keeps_payloads,
-                "within": within,
-            },
+        rows = await connection.execute(self._finishing, self._parameters(batch, within=within))
+        return {row[0] for row in rows}
+
+    async def finish_alone(self, database: Database, batch: Sequence[Ending]) -> set[int]:
+        """Do the same by a transaction that holds nothing else."""
+        rows = await database.single(self._finishing, self._parameters(batch, within=None))
+        return {row[0] for row in rows}
+
+    def owes(self, batch: Sequence[Ending]) -> bool:
+        """Whether any of these successes leaves something beside its row."""
+        return self._keeps_payloads or any(
+            ending.claim.row.reply_to is not None or _sent(ending.outcome) for ending in batch
         )
-        is_awaited_by_key: dict[int, bool] = {row[0]: row[1] for row in rows}
-        awaited = [key for key, is_awaited in is_awaited_by_key.items() if is_awaited]
-        await notify_ended(connection, self._schema, awaited)
-        return set(is_awaited_by_key)
+
+    def _parameters(self, batch: Sequence[Ending], *, within: str | None) -> dict[str, object]:
+        return {
+            "worker": self._worker,
+            "keys": [ending.claim.key for ending in batch],
+            "epochs": [ending.claim.epoch for ending in batch],
+            "results": [_result(ending.outcome) for ending in batch],
+            "keeps": self._keeps_payloads,
+            "within": within,
+        }
 
     async def is_claimed(self, connection: AsyncConnection, claim: Claim) -> bool:
         """Say whether a success could be written now; takes no lock."""
@@ -107,7 +116,8 @@ class Successes:
 
 
 def _finishing(schema: str) -> TextClause:
-    """Build the statement that ends tasks well, where their claims still hold."""
+    """Build the statement that ends tasks well, where their claims still hold, and tells who waits."""
+    channel = schema.strip('"')
     return text(f"""
         WITH done AS (
           UPDATE {schema}.tasks t SET state = 'succeeded', finished_at = now(),
@@ -121,7 +131,7 @@ def _finishing(schema: str) -> TextClause:
         ), dropped AS (
           DELETE FROM {schema}.payloads p USING done
           WHERE p.task_key = done.key AND NOT CAST(:keeps AS boolean)
-        ) SELECT key, is_awaited FROM done""")
+        ) SELECT key, (SELECT pg_notify('{channel}', '{ENDED}' || key) WHERE is_awaited) FROM done""")
 
 
 class Locked:
@@ -148,14 +158,20 @@ class Outcomes:
 
     async def commit_successes(self, batch: Sequence[Ending]) -> list[Outcome | Locked | None]:
         """Finish all rows by one statement, and write what the finished ones owe."""
-        async with self._database.transaction() as connection:
-            done = await self._successes.finish(connection, batch)
-            owed = await self._successes.owe(
-                connection, [ending for ending in batch if ending.claim.key in done]
-            )
-            missed = [ending.claim for ending in batch if ending.claim.key not in done]
-            mine = await self._written_before(connection, missed)
-        self._owed(owed)
+        if self._successes.owes(batch):
+            async with self._database.transaction() as connection:
+                done = await self._successes.finish(connection, batch)
+                owed = await self._successes.owe(
+                    connection, [ending for ending in batch if ending.claim.key in done]
+                )
+            self._owed(owed)
+        else:
+            done = await self._successes.finish_alone(self._database, batch)
+        missed = [ending.claim for ending in batch if ending.claim.key not in done]
+        mine: Mapping[int, TaskState] = {}
+        if missed:
+            async with self._database.transaction() as connection:
+                mine = await self._written_before(connection, missed)
         return [ending.outcome if ending.claim.key in done else _shown(ending, mine) for ending in batch]
 
     async def commit_others(self, batch: Sequence[Ending]) -> list[Outcome | Locked | None]:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any, Protocol
 from uuid import UUID, uuid4
 
-from sqlalchemy import text
+from asyncpg import Record
+from sqlalchemy import TextClause, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from broker_worker.errors import StoreUnavailableError
@@ -292,6 +293,14 @@ class LosingDatabase(Database):
     async def transaction(self) -> AsyncIterator[AsyncConnection]:
         async with super().transaction() as connection:
             yield connection
+        self._lose()
+
+    async def single(self, statement: TextClause, parameters: Mapping[str, object]) -> Sequence[Record]:
+        rows = await super().single(statement, parameters)
+        self._lose()
+        return rows
+
+    def _lose(self) -> None:
         self.loses_in -= 1
         if self.loses_in == 0:
             raise StoreUnavailableError("the reply was lost")
