@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from datetime import timedelta
 
 from broker_worker.message import TaskId
 from broker_worker.outcome import Outcome
+from broker_worker.values import dataclass
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,12 +11,14 @@ import base64
 import hashlib
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
+from functools import lru_cache
 from typing import NamedTuple
 
 from broker_worker.outcome import Failure, Reason
+from broker_worker.values import dataclass
 
 MAX_ID_LENGTH = 200  # characters; AMQP's own limit for a short string is 255 bytes
 MAX_NAME_LENGTH = 200  # characters
@@ -93,7 +95,8 @@ class Message:
     @property
     def trace_id(self) -> str | None:
         """The trace that this task belongs to, from a W3C `traceparent` header."""
-        found = TRACEPARENT.fullmatch(str(self.headers.get("traceparent", "")))
+        parent = self.headers.get("traceparent")
+        found = TRACEPARENT.fullmatch(parent) if isinstance(parent, str) else None
         return found[1] if found else None
 
     @property
@@ -155,7 +158,7 @@ def decode(
         task_id = _task_id(properties)
     except ContractError as error:
         return _undecodable(Reason.MALFORMED, str(error))
-    headers = publisher_headers(properties.headers)
+    headers = publisher_headers(properties.headers) if properties.headers else {}
     task = TaskId(queue, name, task_id) if task_id else None
     try:
         _check_size(body, headers, max_body_bytes)
@@ -270,6 +273,7 @@ def _size(value: Scalar) -> int:
             return 8
 
 
+@lru_cache(64)
 def media_type(content_type: str | None) -> str:
     """Strip a content type of its parameters; `application/json` where there is none."""
     return (content_type or "").partition(";")[0].strip().lower() or "application/json"
@@ -398,6 +402,8 @@ def _text(value: object, *, what: str, longest: int) -> str:
 
 
 def _encodes(value: str) -> bool:
+    if value.isascii():
+        return True
     try:
         value.encode()
     except UnicodeEncodeError:

@@ -7,7 +7,7 @@ that it holds locked. What the step owes the world is part of it.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import timedelta
 from uuid import UUID
 
@@ -31,6 +31,7 @@ from broker_worker.task import (
     TaskState,
     crash_failure,
 )
+from broker_worker.values import dataclass
 
 
 @dataclass(frozen=True, slots=True)

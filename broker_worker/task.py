@@ -6,7 +6,6 @@ stores tasks calls it with the row locked and then writes what it decided.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from datetime import datetime, timedelta
 from enum import Enum, StrEnum, auto
 from uuid import UUID
@@ -14,6 +13,7 @@ from uuid import UUID
 from broker_worker.failure import Refusal
 from broker_worker.message import Message, TaskId
 from broker_worker.outcome import Failure, Reason
+from broker_worker.values import dataclass
 
 MAX_INTERRUPTIONS = 50  # releases that are not charged; more would hide a task that never gets through
 MAX_POISONINGS = 3  # times that the broker may give a message up before we do
