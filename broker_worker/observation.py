@@ -6,7 +6,14 @@ import sys
 from collections.abc import Collection, Mapping
 
 from broker_worker.context import current_task
-from broker_worker.events import ConnectionChanged, ConsumerChanged, Event, LifecycleChanged
+from broker_worker.events import (
+    AttemptFinished,
+    AttemptStarted,
+    ConnectionChanged,
+    ConsumerChanged,
+    Event,
+    LifecycleChanged,
+)
 from broker_worker.settings import Settings
 from broker_worker.telemetry.health import Check, Health, HealthServer, Probes
 from broker_worker.telemetry.log_subscriber import LogSubscriber
@@ -63,6 +70,8 @@ class Observation:
         self.logs(event)
         self.metrics(event)
         match event:
+            case AttemptStarted() | AttemptFinished():
+                pass
             case ConnectionChanged(link="database", is_up=is_up, detail=detail):
                 self._note(Check.DATABASE, "database", is_up=is_up, detail=detail)
             case ConnectionChanged(link="listen"):

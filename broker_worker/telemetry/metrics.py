@@ -7,13 +7,11 @@ from collections import Counter as Tally
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import TypeVar, cast
 
 from prometheus_client import (
     CollectorRegistry,
     Counter,
     Gauge,
-    Histogram,
     ProcessCollector,
     disable_created_metrics,
     generate_latest,
@@ -33,11 +31,9 @@ from broker_worker.events import (
     TopologyRepaired,
 )
 from broker_worker.outcome import Cancelled, Dead, Outcome, Postponed, Reason, Released, Succeeded
+from broker_worker.telemetry.attempt_series import AttemptSeries
 
-Metric = TypeVar("Metric", Counter, Gauge, Histogram)
 UNKNOWN = "unknown"  # stands for every name that is not ours
-RUN_BUCKETS = (0.005, 0.02, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 1800)  # seconds
-WAIT_BUCKETS = (0.01, 0.05, 0.1, 0.5, 1, 5, 15, 60, 300, 900, 3600, 14400)  # seconds
 HOWS = frozenset(
     {
         "duplicate",
@@ -80,10 +76,11 @@ class MetricsSubscriber:
         self._now = now
         make = _Maker()
         self._registry = make.registry
+        self._attempts = AttemptSeries(self._queues, now=now())
+        self._registry.register(self._attempts)
         self._work = _Work(make)
         self._machinery = _Machinery(make)
         self._sampled = _Sampled(make)
-        self._children: dict[tuple[int | str, ...], object] = {}
         self._show_zeros()
 
     def __call__(self, event: Event) -> None:  # noqa: C901, PLR0912 - one case per event
@@ -129,31 +126,23 @@ class MetricsSubscriber:
         """Alerts need series that exist before anything happens."""
         for queue in self._queues:
             self._machinery.consumer_up.labels(queue).set(0)
-            self._work.in_flight.labels(queue).set(0)
             self._work.duplicates.labels(queue)
-        self._work.last_commit.set(self._now())
 
     def _attempt_started(self, event: AttemptStarted) -> None:
-        child = self._child
-        queue = self._queue(event.task.queue)
-        child(self._work.in_flight, queue).inc()
-        if event.waited is not None:
-            child(self._work.wait_seconds, queue).observe(max(event.waited.total_seconds(), 0))
+        waited = event.waited.total_seconds() if event.waited is not None else None
+        self._attempts.begin(self._queue(event.task.queue), waited)
 
     def _attempt_finished(self, event: AttemptFinished) -> None:
-        work, child = self._work, self._child
         queue, name = self._queue(event.task.queue), self._name(event.task.name)
-        child(work.in_flight, queue).dec()
-        child(work.run_seconds, queue, name).observe(event.seconds)
         word = outcome_word(event.outcome) if event.is_recorded else "claim_lost"
-        child(work.attempts, queue, name, word).inc()
+        self._attempts.end(queue, name, word, event.seconds)
         if not event.is_recorded:
             return
-        work.last_commit.set(self._now())
+        self._attempts.last_commit = self._now()
         if isinstance(event.outcome, Postponed):
-            work.retries.labels(queue, name).inc()
+            self._work.retries.labels(queue, name).inc()
         elif isinstance(event.outcome, Dead):
-            work.dead.labels(queue, name, event.outcome.reason).inc()
+            self._work.dead.labels(queue, name, event.outcome.reason).inc()
 
     def _delivery_settled(self, event: DeliverySettled) -> None:
         work = self._work
@@ -163,14 +152,6 @@ class MetricsSubscriber:
             work.duplicates.labels(queue).inc()
         elif event.how == "refused":
             work.dead.labels(queue, self._name(event.name), _reason(event.detail)).inc()
-
-    def _child(self, metric: Metric, *labels: str) -> Metric:
-        """Find the series that `labels` says, without the checks and the lock of the library's `labels`."""
-        key: tuple[int | str, ...] = (id(metric), *labels)  # the metrics live as long as this
-        found = self._children.get(key)
-        if found is None:
-            found = self._children[key] = metric.labels(*labels)
-        return cast("Metric", found)
 
     def _queue(self, queue: str) -> str:
         return queue if queue in self._queues else UNKNOWN
@@ -208,31 +189,16 @@ class _Maker:
     def gauge(self, name: str, help_text: str, *labels: str) -> Gauge:
         return Gauge(f"broker_worker_{name}", help_text, labels, registry=self.registry)
 
-    def histogram(self, name: str, help_text: str, *labels: str, buckets: tuple[float, ...]) -> Histogram:
-        full = f"broker_worker_{name}"
-        return Histogram(full, help_text, labels, buckets=buckets, registry=self.registry)
-
 
 class _Work:
-    """What becomes of deliveries and tasks."""
+    """What becomes of deliveries and tasks, beside their attempts."""
 
     def __init__(self, make: _Maker) -> None:
         counter = make.counter
-        self.attempts = counter("attempts", "Attempts that ended, by outcome", "queue", "task", "outcome")
         self.retries = counter("retries", "Attempts that failed and will be repeated", "queue", "task")
         self.dead = counter("dead", "Tasks and messages that became dead letters", "queue", "task", "reason")
         self.settled = counter("settled", "Deliveries acked without a run, by what they were", "queue", "how")
         self.duplicates = counter("duplicates", "Deliveries of tasks that needed no more work", "queue")
-        self.in_flight = make.gauge("in_flight", "Attempts that run at this moment", "queue")
-        self.last_commit = make.gauge(
-            "last_commit_timestamp_seconds", "When an outcome was last committed, or the worker started"
-        )
-        self.run_seconds = make.histogram(
-            "run_seconds", "How long attempts ran", "queue", "task", buckets=RUN_BUCKETS
-        )
-        self.wait_seconds = make.histogram(
-            "wait_seconds", "Time from publishing to the first attempt", "queue", buckets=WAIT_BUCKETS
-        )
 
 
 class _Machinery:
