@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 import os
 import random
 import signal
@@ -24,6 +23,7 @@ from broker_worker.amqp.delivery import AmqpDelivery
 from broker_worker.amqp.publisher import Publisher
 from broker_worker.amqp.topology import Topology
 from broker_worker.clock import SystemClock
+from broker_worker.collector import Collector
 from broker_worker.event_loop import loop_factory
 from broker_worker.events import ConnectionChanged
 from broker_worker.handler import Way
@@ -73,11 +73,10 @@ from broker_worker.worker.slots import Slots
 
 RELAY_INTERVAL = timedelta(seconds=1)
 SUMMARY_INTERVAL = timedelta(minutes=1)
+COLLECTOR_INTERVAL = timedelta(seconds=1)
 DECLARED_FOR = 3.0  # seconds for which a declaration is not repeated by another connection
 SAMPLE_INTERVAL = timedelta(seconds=15)
 LETTER_PREFETCH = 32  # dead letters at once: each is one small transaction
-PYTHONS_THRESHOLDS = (700, 10, 10)
-THRESHOLDS = (20_000, 20, 50)  # objects; collections of the younger generation
 RELEASE = version("broker-worker")
 
 
@@ -235,6 +234,7 @@ class App:
                 *self._listening(cancels),
                 self._service("pruner", PRUNE_INTERVAL, self._pruner().run_once, waits_first=True),
                 self._service("sampler", SAMPLE_INTERVAL, self._sample),
+                self._service("collector", COLLECTOR_INTERVAL, Collector().run_once),
                 self._service("summary", SUMMARY_INTERVAL, self.observation.summarise, waits_first=True),
             ),
             consumptions=consumptions,
@@ -307,8 +307,8 @@ class App:
                 pass
         await self.workers.register(name=self.name, release=RELEASE)
 
-    async def _process(self, delivery: Delivery) -> None:
-        await self.processor.process(delivery, self.slots[delivery.queue])
+    def _process(self, delivery: Delivery) -> Awaitable[None]:
+        return self.processor.process(delivery, self.slots[delivery.queue])
 
     async def _declare(self, connection: Connection) -> list[str]:
         """Declare what is missing: once for all connections that come up together."""
@@ -410,7 +410,6 @@ def run_daemon(settings: Settings) -> int:
 
     async def main() -> tuple[int, bool]:
         app = App(settings, registry, observation)
-        _spare_the_collector()
         observation.start()
         try:
             code = await app.run()
@@ -427,18 +426,6 @@ def run_daemon(settings: Settings) -> int:
             sys.stderr.flush()
             os._exit(code)
     return code
-
-
-def _spare_the_collector() -> None:
-    """Let Python's cycle collector look at young objects less often, and never at what stays for ever.
-
-    Each delivery makes some hundred objects that live until their commit; by default they
-    are looked at again and again. A program that has set thresholds of its own keeps them.
-    """
-    if gc.get_threshold() == PYTHONS_THRESHOLDS:
-        gc.collect()
-        gc.freeze()
-        gc.set_threshold(*THRESHOLDS)
 
 
 def _has_busy_threads() -> bool:

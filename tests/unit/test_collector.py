@@ -1,0 +1,55 @@
+from __future__ import annotations
+
+import gc
+import subprocess
+import sys
+import weakref
+from collections.abc import Iterator
+
+import pytest
+
+from broker_worker.collector import PYTHONS_THRESHOLDS, THRESHOLDS, Collector
+
+
+class Knot:
+    """Something that only the collector can free."""
+
+    def __init__(self) -> None:
+        self.itself = self
+
+
+@pytest.fixture(autouse=True)
+def as_it_was() -> Iterator[None]:
+    thresholds = gc.get_threshold()
+    gc.set_threshold(*PYTHONS_THRESHOLDS)
+    yield
+    gc.unfreeze()
+    gc.set_threshold(*thresholds)
+
+
+def test_python_begins_with_the_thresholds_that_we_take_for_its_own() -> None:
+    program = "import gc; print(*gc.get_threshold())"
+
+    said = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+
+    assert said.stdout.split() == [str(each) for each in PYTHONS_THRESHOLDS]
+
+
+async def test_what_is_left_in_a_cycle_is_freed_at_the_next_turn() -> None:
+    collector = Collector()
+    left = weakref.ref(Knot())
+
+    was_there = left() is not None
+    await collector.run_once()
+
+    assert was_there
+    assert left() is None
+    assert gc.get_threshold() == THRESHOLDS
+
+
+async def test_thresholds_of_the_programs_own_are_kept() -> None:
+    gc.set_threshold(123, 4, 5)
+
+    await Collector().run_once()
+
+    assert gc.get_threshold() == (123, 4, 5)
