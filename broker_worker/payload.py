@@ -9,7 +9,7 @@ import types
 import typing
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
-from typing import Annotated, Union, get_args, get_origin
+from typing import Annotated, TypeVar, Union, get_args, get_origin
 
 from pydantic import AliasGenerator, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, create_model
 from pydantic.fields import FieldInfo
@@ -19,6 +19,7 @@ from broker_worker.errors import ConfigurationError
 from broker_worker.failure import Refusal, clean, fingerprint, type_name, validation_summary
 from broker_worker.outcome import Failure, Reason
 
+Given = TypeVar("Given")  # a body, or what a decoder made of it
 Function = Callable[..., object]
 Decoder = Callable[[bytes], object]
 Arguments = dict[str, object]  # keyword arguments of a handler
@@ -51,21 +52,28 @@ class Payload:
             return self.unpack(None)
         if b"NaN" in body or b"Infinity" in body:  # pydantic takes these; JSON has no such numbers
             check_json(body)
-        return self._read(lambda: self.adapter.validate_json(body), verify=lambda: check_json(body))
+        return self._read(self.adapter.validator.validate_json, body, verify=check_json)
 
     def read_value(self, value: object) -> Arguments:
         """Validate what a decoder made of a body; raise `Refusal` (invalid_payload)."""
-        return self._read(lambda: self.adapter.validate_python(value))
+        return self._read(self.adapter.validator.validate_python, value)
 
     def schema(self) -> dict[str, object]:
         """The JSON Schema of a body."""
         return self.adapter.json_schema()
 
-    def _read(self, validate: Callable[[], object], verify: Callable[[], None] = lambda: None) -> Arguments:
+    def _read(
+        self,
+        validate: Callable[[Given], object],
+        given: Given,
+        *,
+        verify: Callable[[Given], None] | None = None,
+    ) -> Arguments:
         try:
-            return self.unpack(validate())
+            return self.unpack(validate(given))
         except ValidationError as error:
-            verify()
+            if verify is not None:
+                verify(given)
             summary = validation_summary(error, known=self.known)
             raise refusal(Reason.INVALID_PAYLOAD, "ValidationError", summary) from None
         except BaseException as error:  # noqa: BLE001 - a validator is the user's code
@@ -243,13 +251,14 @@ def _members(parameters: Mapping[str, inspect.Parameter], hints: Mapping[str, ob
             _adapter(hints.get(name, object), where, f"parameter {name!r}")
         raise
 
+    plan = [(name, p.name, p.default is p.empty) for name, p in parameter_by_field.items()]
+
     def unpack(value: object) -> Arguments:
         assert isinstance(value, BaseModel)  # noqa: S101 - the adapter's own type
+        members, given = value.__dict__, value.model_fields_set
+        # what is absent is left to the function's own default
         return {
-            p.name: getattr(value, name)
-            for name, p in parameter_by_field.items()
-            # what is absent is left to the function's own default
-            if name in value.model_fields_set or p.default is p.empty
+            parameter: members[name] for name, parameter, is_required in plan if is_required or name in given
         }
 
     adapter: TypeAdapter[object] = TypeAdapter(model)

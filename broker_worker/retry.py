@@ -73,7 +73,9 @@ class RetryPolicy:
     @property
     def most_attempts(self) -> int:
         """The attempts that there can be, with errors whose policy allows more."""
-        return max(self.max_attempts, *(each.max_attempts or 0 for each in self.policy_by_error.values()), 0)
+        if not self.policy_by_error:
+            return self.max_attempts
+        return max(self.max_attempts, *(each.max_attempts or 0 for each in self.policy_by_error.values()))
 
     def allows(self, attempt: int) -> bool:
         """Say whether another attempt may follow `attempt` (1 is the first)."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterator, Mapping
-from functools import cached_property
 
 from pamqp import commands
 
@@ -54,13 +53,16 @@ class Acker:
         if not self._is_open(tag):
             return
         self._settled.add(tag)
-        self._changed()
         if self._flush is None:
             self._flush = self._channel.loop.call_soon(self.flush)
 
     def release(self, tag: int) -> None:
         """Give `tag` back to its queue at once, or never: a later ack of more must not pass it by."""
-        if self._is_open(tag) and self._channel.send(commands.Basic.Nack(tag, requeue=True)):
+        if (
+            self._is_open(tag)
+            and self._channel.is_alive
+            and self._channel.send(commands.Basic.Nack(tag, requeue=True))
+        ):
             self._acked.add(tag)
             self._changed()
 
@@ -69,6 +71,7 @@ class Acker:
         if self._flush is not None:
             self._flush.cancel()
             self._flush = None
+        self._changed()
         if not self._channel.is_alive:
             self._settled.clear()
             return
@@ -80,7 +83,7 @@ class Acker:
 
     def _is_open(self, tag: int) -> bool:
         is_known = self._lowest <= tag <= self._newest
-        return is_known and tag not in self._settled and tag not in self._acked and self._channel.is_alive
+        return is_known and tag not in self._settled and tag not in self._acked
 
     def _acks(self) -> Iterator[tuple[int, bool]]:
         run = []
@@ -114,11 +117,14 @@ class AmqpDelivery:
         self._work_queue = work_queue
         # the exchange and the key are those by which it came into its queue last
         self._tag, self.redelivered, self.exchange, self.routing_key, self._header, self.body = delivered
+        self._properties: Properties | None = None
 
-    @cached_property
+    @property
     def properties(self) -> Properties:
         """What the message travelled with."""
-        return decode_properties(self._header)
+        if self._properties is None:
+            self._properties = decode_properties(self._header)
+        return self._properties
 
     @property
     def is_alive(self) -> bool:
@@ -151,10 +157,9 @@ def read_poisoning(
     Our own dead letters have other keys. Deaths in a delay queue are how a delay
     ends and mean nothing. A publisher may have written anything into these headers.
     """
-    name, dot, last = routing_key.rpartition(".")
-    if not dot or last != POISON:
+    if not routing_key.endswith(f".{POISON}"):
         return None
-    queue = work_queue(name)
+    queue = work_queue(routing_key.removesuffix(f".{POISON}"))
     for died_in, reason in _deaths(headers):
         if died_in == queue and isinstance(reason, str) and reason in set(Poisoning):
             return Poisoning(reason)

@@ -36,8 +36,8 @@ class GroupCommit(Generic[Item, Result]):
         self._is_settled = asyncio.Event()
         self._is_settled.set()
 
-    async def write(self, item: Item) -> Result:
-        """Return once `item` is committed; raise what its commit raised.
+    def write(self, item: Item) -> asyncio.Future[Result]:
+        """Return what is done once `item` is committed; it raises what its commit raised.
 
         Cancelled halfway, the write may still happen.
         """
@@ -45,7 +45,7 @@ class GroupCommit(Generic[Item, Result]):
         self._waiting.append((item, committed))
         self._is_settled.clear()
         self._arrived.set()
-        return await committed
+        return committed
 
     async def run(self) -> None:
         """Commit batches until cancelled; whoever still waits then is told so."""

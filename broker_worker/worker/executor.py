@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import inspect
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import timedelta
 from functools import partial
 from types import CoroutineType
@@ -30,6 +30,7 @@ from broker_worker.payload import Arguments
 from broker_worker.ports import ChildProcess, ChildProcesses, Clock, TaskStore, Transactions
 from broker_worker.retry import AttemptTimeoutError, follow_up
 from broker_worker.step import Claim
+from broker_worker.values import dataclass
 from broker_worker.worker.hands import AttemptHands, Tools
 from broker_worker.worker.patience import Patience
 from broker_worker.worker.resources import Resources
@@ -104,7 +105,7 @@ class Executor:
         self._random = random
         self._left: set[asyncio.Task[Outcome]] = set()
 
-    async def execute(
+    def execute(
         self,
         handler: Handler,
         arguments: Arguments,
@@ -112,7 +113,7 @@ class Executor:
         *,
         stop: Stop,
         leave: Callable[[asyncio.Task[Outcome]], None],
-    ) -> Outcome:
+    ) -> Awaitable[Outcome]:
         """Run one attempt, until it ends or `stop` is asked; `leave` is told of one that can't be ended.
 
         Raises nothing but `CancelledError`, when the caller was cancelled and the handler
@@ -121,8 +122,21 @@ class Executor:
         """
         hands = AttemptHands(claim, handler, stop=stop, tools=self._tools)
         left = TimeLeft(claim.time_left, since=self._clock.monotonic())
-        if not handler.needs_equipment:
-            return await self._supervise(self._begin(handler, arguments, claim, hands, left=left), leave)
+        if handler.needs_equipment:
+            return self._execute_equipped(handler, arguments, claim, hands, left=left, leave=leave)
+        return self._supervise(self._begin(handler, arguments, claim, hands, left=left), leave)
+
+    async def _execute_equipped(
+        self,
+        handler: Handler,
+        arguments: Arguments,
+        claim: Claim,
+        hands: AttemptHands,
+        *,
+        left: TimeLeft,
+        leave: Callable[[asyncio.Task[Outcome]], None],
+    ) -> Outcome:
+        """Get what the attempt needs, run it, and give that back."""
         outcome: Outcome | None = None
         try:
             async with AsyncExitStack() as stack:
@@ -251,17 +265,20 @@ class Executor:
     async def _attempt(self, run: Run) -> Outcome:
         """Run the handler within the hooks around it. Only the worker's own end is raised."""
         current_task.set(run.context)  # of this asyncio task alone
-        call: CallNext = partial(self._handle, run)
-        for hook in reversed(run.handler.middleware):
-            call = partial(hook, run.context, call)
         try:
-            outcome = await call()
+            outcome = await self._within_hooks(run) if run.handler.middleware else await self._handle(run)
         except BaseException as error:  # noqa: BLE001 - of a hook, which is the user's code as well
             return self._ended_by(run, error)
         if not isinstance(outcome, Outcome):
             wrong = TypeError(f"a middleware returned {type(outcome).__name__} and no outcome")
             return self._follow_up(run, wrong)
         return outcome
+
+    def _within_hooks(self, run: Run) -> Awaitable[Outcome]:
+        call: CallNext = partial(self._handle, run)
+        for hook in reversed(run.handler.middleware):
+            call = partial(hook, run.context, call)
+        return call()
 
     async def _handle(self, run: Run) -> Outcome:
         try:
@@ -293,7 +310,9 @@ class Executor:
 
     async def _call(self, run: Run) -> object:
         handler = run.handler
-        keywords = {**run.arguments, **self._resources.arguments(handler)}
+        keywords = {**run.arguments}
+        if handler.resource_by_parameter:
+            keywords |= self._resources.arguments(handler)
         if handler.context_parameter is not None:
             keywords[handler.context_parameter] = run.context
         if handler.session_parameter is not None and run.hands.transaction is not None:

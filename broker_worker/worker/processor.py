@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from datetime import timedelta
 from uuid import uuid4
 
@@ -46,6 +45,7 @@ from broker_worker.task import (
     Reemitted,
     Refused,
 )
+from broker_worker.values import dataclass
 from broker_worker.worker.executor import Executor
 from broker_worker.worker.patience import Patience
 from broker_worker.worker.runs import Runs
@@ -115,7 +115,7 @@ class Processor:
         if isinstance(message, Undecodable) and message.message is None:
             return await self._bury(delivery, message)
         message, prepared = self._prepare(delivery, message)
-        async with slots.slot() as slot:
+        with slots.slot() as slot:
             claim = await self._claim(delivery, message, prepared, slot)
             if claim is None:
                 return None
@@ -218,7 +218,7 @@ class Processor:
         """Meet the row: come back with a claim, or settle the delivery and come back with nothing."""
         digest = message.digest()
         patience = Patience(self._clock, self._random)
-        while delivery.is_alive:
+        while True:
             arrival = Arrival(
                 message=message,
                 digest=digest,
@@ -235,22 +235,29 @@ class Processor:
                 met = await self._tasks.arrive(arrival, delivery)
             except StoreUnavailableError:
                 await patience.pause()
-                continue
             except StoreDataError as error:
                 failure = Failure("StoreDataError", str(error))
                 await self._bury(delivery, Undecodable(Reason.MALFORMED, failure))
                 return None
-            match met.decision:
-                case NeedsSlot():
-                    await slot.acquire()
-                case NeedsLane():
-                    await slot.acquire_lane(self._lane)
-                case decision if met.claim is None:
-                    await self._settle(delivery, message, decision)
-                    return None
-                case _:
+            else:
+                if met.claim is not None:
                     return met.claim
-        return None
+                if not await self._wait_for_turn(met.decision, slot):
+                    await self._settle(delivery, message, met.decision)
+                    return None
+            if not delivery.is_alive:
+                return None
+
+    async def _wait_for_turn(self, decision: Decision, slot: Slot) -> bool:
+        """Wait for what a decision still needs; false where it needs nothing."""
+        match decision:
+            case NeedsSlot():
+                await slot.acquire()
+            case NeedsLane():
+                await slot.acquire_lane(self._lane)
+            case _:
+                return False
+        return True
 
     async def _settle(self, delivery: Delivery, message: Message, decision: Decision) -> None:
         """Ack what needs no run; what a run of ours adopted is acked at that run's end."""
@@ -261,12 +268,12 @@ class Processor:
 
     # --- execute -------------------------------------------------------------------
 
-    async def _execute(self, claim: Claim, prepared: Prepared, slot: Slot) -> Outcome:
+    def _execute(self, claim: Claim, prepared: Prepared, slot: Slot) -> Awaitable[Outcome]:
         assert prepared.handler is not None  # noqa: S101 - without one there is a refusal and no claim
         published_at = claim.message.published_at if claim.attempt == 1 else None
         waited = self._clock.now() - published_at if published_at is not None else None
         self._emit(AttemptStarted(claim.row.id, claim.attempt, waited, claim.message.trace_id))
-        return await self._executor.execute(
+        return self._executor.execute(
             prepared.handler,
             prepared.arguments or {},
             claim,

@@ -40,7 +40,7 @@ class Runs:
 
     def remember(self, claim: Claim, delivery: Delivery) -> None:
         """Know a run."""
-        self._run_by_claim[claim.key, claim.epoch] = Run(claim, delivery)
+        self._run_by_claim[claim.row.key, claim.row.epoch] = Run(claim, delivery)
 
     def adopt(self, key: int, epoch: int, delivery: Delivery) -> bool:
         """Let `delivery` take the place of the one that the run lost; `False` if that run is over."""
@@ -52,7 +52,7 @@ class Runs:
 
     def stop_of(self, claim: Claim) -> Stop:
         """How this run is asked to end."""
-        run = self._run_by_claim.get((claim.key, claim.epoch))
+        run = self._run_by_claim.get((claim.row.key, claim.row.epoch))
         return run.stop if run is not None else Stop()
 
     def cancel(self, key: int, epoch: int) -> None:
@@ -63,13 +63,13 @@ class Runs:
 
     def conclude(self, claim: Claim, outcome: Outcome) -> None:
         """Keep what a run led to until it is recorded, also when its recording is cut short."""
-        run = self._run_by_claim.get((claim.key, claim.epoch))
+        run = self._run_by_claim.get((claim.row.key, claim.row.epoch))
         if run is not None:
             run.outcome = outcome
 
     def forget(self, claim: Claim) -> Delivery | None:
         """End a run; the delivery that is now to be acked, unless it was forgotten before."""
-        run = self._run_by_claim.pop((claim.key, claim.epoch), None)
+        run = self._run_by_claim.pop((claim.row.key, claim.row.epoch), None)
         return run.delivery if run else None
 
     def keys(self) -> list[int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from collections.abc import Callable
 from types import TracebackType
 from typing import Any, Self
@@ -17,25 +18,44 @@ class Slots:
 
     def __init__(self, limit: int, *, on_lost: Callable[[], None] = lambda: None) -> None:
         """Allow `limit` handlers at once; `on_lost` is called when half of the slots are written off."""
-        self._free = asyncio.Semaphore(limit)
+        self._free = limit
+        self._waiting: deque[asyncio.Future[None]] = deque()
         self._too_many = (limit + 1) // 2  # half of them, rounded up
         self._on_lost = on_lost
         self.lost = 0
 
     def slot(self) -> Slot:
-        """Enter with `async with`: it is held at once if one is free, and given back at the end."""
+        """Enter with `with`: it is held at once if one is free, and given back at the end."""
         return Slot(self)
 
-    async def take(self, *, waits: bool = True) -> bool:
-        """Hold one slot more; without waiting, only where one is free."""
-        if not waits and self._free.locked():
+    def take_free(self) -> bool:
+        """Hold one slot more, if one is free."""
+        if self._free == 0:
             return False
-        await self._free.acquire()
+        self._free -= 1
         return True
+
+    async def take(self) -> None:
+        """Hold one slot more, as soon as one is free; who waits longest is the first."""
+        if self.take_free():
+            return
+        place = asyncio.get_running_loop().create_future()
+        self._waiting.append(place)
+        try:
+            await place
+        except asyncio.CancelledError:
+            if place.done() and not place.cancelled():  # it had come just before
+                self.give_back()
+            raise
 
     def give_back(self) -> None:
         """Let another run have the slot."""
-        self._free.release()
+        while self._waiting:
+            place = self._waiting.popleft()
+            if not place.done():
+                place.set_result(None)
+                return
+        self._free += 1
 
     def lose(self, run: asyncio.Task[Any]) -> None:
         """Count a slot as lost until `run` ends after all."""
@@ -52,6 +72,8 @@ class Slots:
 class Slot:
     """One delivery's place among those that run."""
 
+    __slots__ = ("_lane", "_slots", "is_held")
+
     def __init__(self, slots: Slots) -> None:
         self._slots = slots
         self._lane: asyncio.Lock | None = None
@@ -62,11 +84,11 @@ class Slot:
         """Whether this delivery holds the crashers' lane."""
         return self._lane is not None
 
-    async def __aenter__(self) -> Self:
-        self.is_held = await self._slots.take(waits=False)
+    def __enter__(self) -> Self:
+        self.is_held = self._slots.take_free()
         return self
 
-    async def __aexit__(
+    def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if self._lane is not None:
@@ -76,7 +98,8 @@ class Slot:
 
     async def acquire(self) -> None:
         """Wait for a free slot."""
-        self.is_held = await self._slots.take()
+        await self._slots.take()
+        self.is_held = True
 
     async def acquire_lane(self, lane: asyncio.Lock) -> None:
         """Take the lane if it is free now."""

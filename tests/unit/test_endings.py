@@ -187,7 +187,7 @@ async def test_a_thread_past_its_hard_limit_keeps_its_slot_while_its_retry_runs_
     assert [record.outcome for record in row.records.values()] == ["timeout"]
     assert (row.task.attempt, row.result) == (2, '"beside the first"')
     assert (lost_at_timeout, lost_at_retry, here.slots.lost) == (0, 1, 0)
-    assert [await here.slots.take(waits=False) for _ in range(3)] == [True, True, False]
+    assert [here.slots.take_free() for _ in range(3)] == [True, True, False]
 
 
 @in_virtual_time

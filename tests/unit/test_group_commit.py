@@ -44,11 +44,15 @@ async def running(commits: Commits, *, max_batch: int = 200) -> AsyncIterator[Gr
         committer.cancel()
 
 
+async def written(group: GroupCommit[str, str], item: str) -> str:
+    return await group.write(item)
+
+
 async def test_what_arrives_during_a_commit_shares_the_next_one(commits: Commits) -> None:
     async with running(commits) as group, asyncio.TaskGroup() as writers:
-        first = writers.create_task(group.write("a"))
+        first = writers.create_task(written(group, "a"))
         await commits.begun.wait()
-        rest = [writers.create_task(group.write(item)) for item in "bcd"]
+        rest = [writers.create_task(written(group, item)) for item in "bcd"]
         await asyncio.sleep(0)
         commits.gate.set()
 
@@ -58,9 +62,9 @@ async def test_what_arrives_during_a_commit_shares_the_next_one(commits: Commits
 
 async def test_what_nobody_waits_for_any_more_is_not_written(commits: Commits) -> None:
     async with running(commits) as group:
-        first = asyncio.create_task(group.write("a"))
+        first = asyncio.create_task(written(group, "a"))
         await commits.begun.wait()
-        given_up = asyncio.create_task(group.write("b"))
+        given_up = asyncio.create_task(written(group, "b"))
         await asyncio.sleep(0)
         given_up.cancel()
         await asyncio.gather(given_up, return_exceptions=True)
@@ -73,7 +77,7 @@ async def test_what_nobody_waits_for_any_more_is_not_written(commits: Commits) -
 
 async def test_it_is_settled_only_when_the_batch_on_its_way_has_arrived(commits: Commits) -> None:
     async with running(commits) as group:
-        given_up = asyncio.create_task(group.write("a"))
+        given_up = asyncio.create_task(written(group, "a"))
         await commits.begun.wait()
         given_up.cancel()
         settled = asyncio.create_task(group.settled())
@@ -140,7 +144,7 @@ async def test_the_database_leaving_in_the_middle_of_one_by_one_fails_only_those
 
 async def test_a_writer_that_is_cancelled_disturbs_nobody(commits: Commits) -> None:
     async with running(commits) as group, asyncio.TaskGroup() as writers:
-        cancelled, kept = (writers.create_task(group.write(item)) for item in "ab")
+        cancelled, kept = (writers.create_task(written(group, item)) for item in "ab")
         await commits.begun.wait()
         cancelled.cancel()
         await asyncio.sleep(0)
@@ -154,9 +158,9 @@ async def test_at_its_end_whoever_still_waits_is_cancelled_and_not_left_hanging(
     async with asyncio.TaskGroup() as tasks:
         group = GroupCommit(commits.commit, key=lambda item: item)
         committer = tasks.create_task(group.run())
-        in_commit = tasks.create_task(group.write("a"))
+        in_commit = tasks.create_task(written(group, "a"))
         await commits.begun.wait()
-        waiting = tasks.create_task(group.write("b"))
+        waiting = tasks.create_task(written(group, "b"))
         await asyncio.sleep(0)
 
         committer.cancel()

@@ -8,9 +8,9 @@ from broker_worker.worker.slots import Slot, Slots
 async def test_a_free_slot_is_held_at_once_and_given_back() -> None:
     slots = Slots(1)
 
-    async with slots.slot() as first, slots.slot() as second:
+    with slots.slot() as first, slots.slot() as second:
         held = (first.is_held, second.is_held)
-    async with slots.slot() as third:
+    with slots.slot() as third:
         pass
 
     assert held == (True, False)
@@ -22,7 +22,7 @@ async def test_no_more_than_the_limit_hold_a_slot() -> None:
     entered = [slots.slot() for _ in range(5)]
 
     for slot in entered:
-        await slot.__aenter__()
+        slot.__enter__()
 
     assert [slot.is_held for slot in entered] == [True, True, True, False, False]
 
@@ -32,15 +32,16 @@ async def test_who_waits_for_a_slot_gets_the_next_free_one() -> None:
     order: list[str] = []
 
     async def late() -> None:
-        async with slots.slot() as slot:
+        with slots.slot() as slot:
             order.append(f"late enters, held: {slot.is_held}")
             await slot.acquire()
             order.append("late runs")
 
-    async with asyncio.TaskGroup() as tasks, slots.slot():
-        tasks.create_task(late())
-        await asyncio.sleep(0)
-        order.append("first ends")
+    async with asyncio.TaskGroup() as tasks:
+        with slots.slot():
+            tasks.create_task(late())
+            await asyncio.sleep(0)
+            order.append("first ends")
 
     assert order == ["late enters, held: False", "first ends", "late runs"]
 
@@ -49,15 +50,15 @@ async def test_a_slot_that_was_waited_for_in_vain_is_not_lost() -> None:
     slots = Slots(1)
 
     async def impatient() -> None:
-        async with slots.slot() as slot:
+        with slots.slot() as slot:
             await slot.acquire()
 
-    async with slots.slot():
+    with slots.slot():
         waiting = asyncio.get_running_loop().create_task(impatient())
         await asyncio.sleep(0)
         waiting.cancel()
         await asyncio.wait([waiting])
-    async with slots.slot() as after:
+    with slots.slot() as after:
         is_held = after.is_held
 
     assert is_held
@@ -66,7 +67,7 @@ async def test_a_slot_that_was_waited_for_in_vain_is_not_lost() -> None:
 async def test_the_lane_is_for_one_and_taken_only_if_free() -> None:
     slots, lane = Slots(2), asyncio.Lock()
 
-    async with slots.slot() as first, slots.slot() as second:
+    with slots.slot() as first, slots.slot() as second:
         await first.acquire_lane(lane)
         await second.acquire_lane(lane)
         alone = (first.is_alone, second.is_alone)
@@ -80,7 +81,7 @@ async def test_slot_and_lane_are_given_back_when_the_run_is_cut_short() -> None:
     seen: list[Slot] = []
 
     async def run() -> None:
-        async with slots.slot() as slot:
+        with slots.slot() as slot:
             await slot.acquire_lane(lane)
             seen.append(slot)
             await asyncio.Event().wait()
@@ -92,5 +93,5 @@ async def test_slot_and_lane_are_given_back_when_the_run_is_cut_short() -> None:
 
     assert seen[0].is_alone
     assert not lane.locked()
-    async with slots.slot() as after:
+    with slots.slot() as after:
         assert after.is_held
