@@ -30,10 +30,11 @@ from benchmarks.throughput import compete
 def main() -> int:
     """Run what the command line asks for; 1 if a contestant or a measure failed, whatever the goals say."""
     options = _options()
-    chosen, measures = _chosen(options.only), _measures(options.measures)
+    scale = _scale(options)
+    chosen, measures = _chosen(options.only, scale), _measures(options.measures)
     with bench_servers() as servers:
         sys.stderr.write(f"{servers.how}\n")
-        report = asyncio.run(_run(chosen, measures, servers, _scale(options)))
+        report = asyncio.run(_run(chosen, measures, servers, scale))
     sys.stdout.write(plain(report) + "\n")
     is_whole = options.only is None and options.measures is None and report.scale != "smoke"
     path = options.output or (LATEST if is_whole else None)
@@ -66,9 +67,9 @@ def _scale(options: argparse.Namespace) -> Scale:
     return replace(scale, messages=options.messages or scale.messages, rounds=options.rounds or scale.rounds)
 
 
-def _chosen(only: Collection[str] | None) -> list[Contestant]:
+def _chosen(only: Collection[str] | None, scale: Scale) -> list[Contestant]:
     if only is None:
-        return list(CONTESTANTS)
+        return [each for each in CONTESTANTS if each.is_quick or scale.name != "quick"]
     known = {name for each in CONTESTANTS for name in (each.name, each.variant_of) if name is not None}
     if unknown := set(only) - known:
         raise SystemExit(f"no such contestant: {', '.join(unknown)}; there are {', '.join(sorted(known))}")

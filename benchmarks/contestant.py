@@ -54,3 +54,4 @@ class Contestant:
     # with all messages before the first call
     begins_at: Literal["call", "delivery"] = "call"
     goal: Goal | None = None
+    is_quick: bool = True  # whether it takes part in `make bench-quick`

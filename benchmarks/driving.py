@@ -7,7 +7,7 @@ import os
 import sys
 import time
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -49,8 +49,23 @@ class Run:
         return self.messages / self.seconds
 
 
-async def run_once(contestant: Contestant, servers: BenchServers, messages: int) -> Run:
-    """Have one contestant do `messages`.
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """When a run may have the machine for itself, and when it no longer needs it."""
+
+    before: asyncio.Task[None] | None = None  # the run before this one
+    is_over: asyncio.Event = field(default_factory=asyncio.Event)
+
+    async def come(self) -> None:
+        """Return when the run before has stopped all that it started."""
+        if self.before is not None:
+            await asyncio.wait([self.before])
+
+
+async def run_once(
+    contestant: Contestant, servers: BenchServers, messages: int, turn: Turn | None = None
+) -> Run:
+    """Have one contestant do `messages`, in its turn.
 
     Raises:
         RunError: it ended early, made no progress for a minute, or did another number than it was given.
@@ -61,7 +76,7 @@ async def run_once(contestant: Contestant, servers: BenchServers, messages: int)
             given = environment(contestant, place, messages, folder)
             await fill(contestant, given, folder)
             async with watching(contestant, given) as watch:
-                return await work(_Work(contestant, given, folder, messages, watch))
+                return await work(_Work(contestant, given, folder, messages, watch, turn or Turn()))
 
 
 def environment(contestant: Contestant, place: Place, messages: int, folder: Path) -> dict[str, str]:
@@ -119,6 +134,7 @@ class _Work:
     folder: Path
     messages: int
     watch: Watch
+    turn: Turn
 
     @property
     def log(self) -> Path:
@@ -134,6 +150,7 @@ class _Work:
 
 async def work(order: _Work) -> Run:
     """Start it, time it, stop it, and look whether all was done once."""
+    await order.turn.come()
     program = start(order.contestant, "work", order.given, order.log)
     begins_at_delivery = order.contestant.begins_at == "delivery"
     try:
@@ -144,6 +161,7 @@ async def work(order: _Work) -> Run:
         ended, used = time.monotonic(), processor_time.below(program.pid) - before
         await asyncio.sleep(SECONDS_FOR_ACKS)
     finally:
+        order.turn.is_over.set()
         await asyncio.to_thread(program.stop, SECONDS_TO_STOP)
         await asyncio.to_thread(program.end)
     stamps = tally.stamps(order.stamps)

@@ -46,6 +46,7 @@ DRAMATIQ = (
         name="dramatiq_1x8",
         title="Dramatiq, 1 process of 8 threads",
         setting="dramatiq, prefetch 1000, acks after the actor",
+        is_quick=False,
         variables={"BENCH_PROCESSES": "1", "dramatiq_queue_prefetch": "1000"},
     ),
     replace(
@@ -75,6 +76,7 @@ CELERY = (
         _CELERY,
         name="celery_prefork2",
         title="Celery, prefork, 2 processes",
+        is_quick=False,
         variables={"BENCH_POOL": "prefork"},
     ),
     replace(
@@ -122,6 +124,7 @@ PGQUEUER = (
         title="pgqueuer, batches of 10",
         setting="pgq run --batch-size 10 (the default), asyncpg, uvloop, pgq autovac, durable",
         share=0.5,
+        is_quick=False,
         variables={"BENCH_BATCH": "10"},
     ),
     replace(

@@ -21,6 +21,6 @@ class Scale:
         return {"full": full, "quick": quick, "smoke": smoke}[self.name]
 
 
-FULL = Scale("full", messages=20_000, rounds=5)
-QUICK = Scale("quick", messages=5_000, rounds=3)
+FULL = Scale("full", messages=20_000, rounds=4)  # with the measures 20 minutes
+QUICK = Scale("quick", messages=4_000, rounds=1)  # 2 minutes
 SMOKE = Scale("smoke", messages=2_000, rounds=1)

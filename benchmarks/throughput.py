@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from statistics import median
 
 from benchmarks.contestant import Contestant
-from benchmarks.driving import Run, run_once
+from benchmarks.driving import Run, Turn, run_once
 from benchmarks.scale import Scale
 from benchmarks.servers import BenchServers
 
@@ -38,13 +39,18 @@ class Standing:
 async def compete(contestants: Sequence[Contestant], servers: BenchServers, scale: Scale) -> list[Standing]:
     """Run everyone once in each round, every second round backwards, so that nobody always follows the same.
 
-    Who fails is left out of the rounds that follow.
+    Who fails is left out of the rounds that follow. While one stops, the tasks of the next are filled in; but
+    who is measured has the machine for itself.
     """
     standings = [Standing(contestant, messages_of(contestant, scale)) for contestant in contestants]
-    for number in range(scale.rounds):
-        for standing in standings if number % 2 == 0 else reversed(standings):
-            if not standing.failure:
-                await _run(standing, servers)
+    before: asyncio.Task[None] | None = None
+    async with asyncio.TaskGroup() as runs:
+        for number in range(scale.rounds):
+            for standing in standings if number % 2 == 0 else reversed(standings):
+                if not standing.failure:
+                    turn = Turn(before)
+                    before = runs.create_task(_run(standing, servers, turn))
+                    await turn.is_over.wait()
     return standings
 
 
@@ -53,14 +59,17 @@ def messages_of(contestant: Contestant, scale: Scale) -> int:
     return max(ROUND_OFF, round(scale.messages * contestant.share / ROUND_OFF) * ROUND_OFF)
 
 
-async def _run(standing: Standing, servers: BenchServers) -> None:
+async def _run(standing: Standing, servers: BenchServers, turn: Turn) -> None:
     name = standing.contestant.name
     try:
-        run = await run_once(standing.contestant, servers, standing.messages)
+        run = await run_once(standing.contestant, servers, standing.messages, turn)
     except Exception as error:  # noqa: BLE001 - whatever is wrong with one must not cost the runs of the others
         standing.failure = f"{type(error).__name__}: {error}"
         sys.stderr.write(f"{name:28} failed: {standing.failure}\n")
         return
+    finally:
+        await turn.come()  # who failed before that must not let the next one in
+        turn.is_over.set()
     standing.runs.append(run)
     each = run.processor_seconds / run.messages * 1e6
     sys.stderr.write(f"{name:28} {run.rate:8,.0f} messages/s {each:8,.0f} µs of processor each\n")

@@ -85,7 +85,7 @@ CASES = (EMPTY, FULL, PRUNED, EMPTY_RANDOM, FULL_RANDOM)
 async def measure(servers: BenchServers, scale: Scale) -> list[Figure]:
     """Fill one place, and run in that and in an empty one."""
     # a few in a hundred thousand are not finished
-    tasks = scale.pick(full=10_002_000, quick=200_000, smoke=20_000)
+    tasks = scale.pick(full=10_002_000, quick=100_000, smoke=20_000)
     rounds = scale.pick(full=3, quick=1, smoke=1)
     outcomes: dict[Case, list[Outcome]] = {case: [] for case in CASES}
     with TemporaryDirectory(prefix="broker-worker-bench-") as folder:

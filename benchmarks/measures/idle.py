@@ -19,7 +19,7 @@ SECONDS_TO_SETTLE = 2.0  # after its start
 
 async def measure(servers: BenchServers, scale: Scale) -> list[Figure]:
     """Start one with default settings, and read its processor time twice."""
-    seconds = scale.pick(full=30.0, quick=8.0, smoke=1.0)
+    seconds = scale.pick(full=30.0, quick=4.0, smoke=1.0)
     with TemporaryDirectory(prefix="broker-worker-bench-") as folder:
         async with servers.place() as place:
             await prepare(place)

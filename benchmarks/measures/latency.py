@@ -76,7 +76,7 @@ class Subject:
 
 async def measure(servers: BenchServers, scale: Scale) -> list[Figure]:
     """Let both work in turns; a first turn of each warms up and is not counted."""
-    turns = scale.pick(full=10, quick=3, smoke=1)
+    turns = scale.pick(full=10, quick=2, smoke=1)
     seconds = scale.pick(full=2.0, quick=1.5, smoke=0.25)
     taken: dict[Subject, list[float]] = {}
     fresh = count(1)

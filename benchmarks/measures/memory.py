@@ -57,10 +57,10 @@ WHERE t.state = 'retrying' AND NOT EXISTS (SELECT 1 FROM broker_worker.{table} W
 
 async def measure(servers: BenchServers, scale: Scale) -> list[Figure]:
     """Let tasks wait and compare."""
-    done = scale.pick(full=5_000, quick=1_000, smoke=50)
-    failing = scale.pick(full=10_000, quick=1_000, smoke=50)
-    delayed = scale.pick(full=100_000, quick=20_000, smoke=200)
-    queued = scale.pick(full=1_000_000, quick=100_000, smoke=1_000)
+    done = scale.pick(full=5_000, quick=500, smoke=50)
+    failing = scale.pick(full=10_000, quick=500, smoke=50)
+    delayed = scale.pick(full=100_000, quick=10_000, smoke=200)
+    queued = scale.pick(full=1_000_000, quick=50_000, smoke=1_000)
     with TemporaryDirectory(prefix="broker-worker-bench-") as name:
         async with AsyncExitStack() as running:
             places = [await running.enter_async_context(servers.place()) for _ in range(3)]

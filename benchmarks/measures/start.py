@@ -19,7 +19,7 @@ async def measure(servers: BenchServers, scale: Scale) -> list[Figure]:
 
     It consumes when the broker shows its consumer, asked every 5 ms. Schema and topology are there.
     """
-    starts = scale.pick(full=7, quick=3, smoke=1)
+    starts = scale.pick(full=7, quick=2, smoke=1)
     seconds = []
     with TemporaryDirectory(prefix="broker-worker-bench-") as folder:
         async with servers.place() as place:
