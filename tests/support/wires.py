@@ -82,8 +82,8 @@ class Wires:
         return sum(copy.task == task for ack in list(self.acks) for copy in ack.forgotten)
 
     def keeps(self) -> bool:
-        """Whether the broker has still to keep something that the daemon has."""
-        return any(self.unsettled.values())
+        """Whether the broker has still something that the daemon has, or an ack is being judged."""
+        return any(list(self.unsettled.values())) or self._asking.locked()
 
     def hold(self, marker: str) -> None:
         """Hold every commit of a transaction that carried `marker`."""
@@ -134,18 +134,18 @@ class Wires:
 
     async def settle(self, channel: tuple[object, int], tag: int, *, multiple: bool) -> None:
         """Judge what is about to be forgotten."""
-        deliveries = self.unsettled[channel]
-        tags = [one for one in deliveries if multiple and (one < tag or tag == 0)]
-        tags += [tag] if tag in deliveries else []
-        if not tags:
-            self.faults.append(f"an ack of {tag}, which is not unsettled")
-        forgotten = tuple(deliveries.pop(one) for one in tags)
-        left = frozenset(copy.task for others in self.unsettled.values() for copy in others.values())
-        ack = Ack(forgotten, multiple, left)
         async with self._asking:
+            deliveries = self.unsettled[channel]
+            tags = [one for one in deliveries if multiple and (one < tag or tag == 0)]
+            tags += [tag] if tag in deliveries else []
+            if not tags:
+                self.faults.append(f"an ack of {tag}, which is not unsettled")
+            forgotten = tuple(deliveries.pop(one) for one in tags)
+            left = frozenset(copy.task for others in self.unsettled.values() for copy in others.values())
+            ack = Ack(forgotten, multiple, left)
             assert self._observer is not None
             self.faults += await self._judge(self._observer, ack, self.published)
-        self.acks.append(ack)
+            self.acks.append(ack)
 
     def _fault(self, _: asyncio.AbstractEventLoop, context: dict[str, object]) -> None:
         self.faults.append(f"{context['message']}: {context.get('exception')!r}")
