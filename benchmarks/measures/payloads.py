@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from statistics import median
 
 from benchmarks.contestant import Contestant
 from benchmarks.contestants import LOOPS, REFERENCE
-from benchmarks.driving import run_once
+from benchmarks.driving import RunError
 from benchmarks.report import Figure
 from benchmarks.scale import Scale
 from benchmarks.servers import BenchServers
+from benchmarks.throughput import compete
 
 GOAL = 0.5
 
@@ -53,13 +53,13 @@ async def _rates(
     servers: BenchServers, scale: Scale, size: Size, contestants: Sequence[Contestant]
 ) -> list[float]:
     """Return the median of each one's interleaved rounds in MB/s."""
-    rates: dict[str, list[float]] = {each.name: [] for each in contestants}
     messages = size.messages // scale.pick(full=1, quick=3, smoke=10)
-    for _ in range(scale.pick(full=3, quick=1, smoke=1)):
-        for each in contestants:
-            run = await run_once(each, servers, messages)
-            rates[each.name].append(run.rate * size.bytes / 1e6)
-    return [median(found) for found in rates.values()]
+    rounds = scale.pick(full=3, quick=1, smoke=1)
+    standings = await compete(contestants, servers, replace(scale, messages=messages, rounds=rounds))
+    for standing in standings:
+        if standing.failure:
+            raise RunError(standing.failure)
+    return [standing.rate * size.bytes / 1e6 for standing in standings]
 
 
 def _sized(contestant: Contestant, size: Size) -> Contestant:
