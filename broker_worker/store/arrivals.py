@@ -17,7 +17,7 @@ from broker_worker.step import Claim, Met, conflict_letter, new_row, step_of_dec
 from broker_worker.store.apply import apply, insert_letters, insert_outbox, letter_row, storable
 from broker_worker.store.checkpoints import load_checkpoints
 from broker_worker.store.database import Database
-from broker_worker.store.later_claims import LaterClaim, LaterClaims, may_claim_later
+from broker_worker.store.later_claims import LaterClaims, may_claim_later
 from broker_worker.store.rows import COLUMNS, to_task
 from broker_worker.task import (
     Adopted,
@@ -63,7 +63,7 @@ class Arrivals:
         self._owed = owed
         self._grace = grace
         self._claiming = _claiming(database.schema)
-        self._later_claims = LaterClaims(database.schema, worker=worker)
+        self._later_claims = LaterClaims(database, worker=worker)
 
     async def commit(self, batch: Sequence[Coming]) -> list[Met | None]:
         """Claim new tasks in one statement, waiting ones in another; decide the rest under their rows' locks.
@@ -74,7 +74,9 @@ class Arrivals:
         fresh = [coming for coming in batch if _is_plainly_new(coming.arrival)]
         claimed = await self._claim_new(fresh) if fresh else {}
         rest = [coming for coming in batch if coming.arrival.message.task not in claimed]
-        claimed_again = await self._claim_again([each for each in rest if may_claim_later(each.arrival)])
+        claimed_again = await self._later_claims.claim(
+            [coming.arrival for coming in rest if may_claim_later(coming.arrival)]
+        )
         rest = [coming for coming in rest if coming.arrival.message.task not in claimed_again]
         met = await self._decide(rest) if rest else {}
         for coming in fresh:
@@ -115,13 +117,6 @@ class Arrivals:
             },
         )
         return {TaskId(queue, name, id_): (key, deadline) for key, queue, name, id_, deadline in rows}
-
-    async def _claim_again(self, batch: Sequence[Coming]) -> dict[TaskId, LaterClaim]:
-        """Claim what waits for just this copy, and for nothing else."""
-        if not batch:
-            return {}
-        async with self._database.transaction() as connection:
-            return await self._later_claims.claim(connection, [coming.arrival for coming in batch])
 
     async def _decide(self, batch: Sequence[Coming]) -> dict[TaskId, Met | None]:
         """Lock the rows that are there, decide each delivery, and write it all in one transaction.

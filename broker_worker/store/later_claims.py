@@ -7,15 +7,15 @@ It writes what `apply` would write of a `Claimed`, without reading the rows firs
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from uuid import UUID
 
 from sqlalchemy import TextClause, text
-from sqlalchemy.ext.asyncio import AsyncConnection
 
 from broker_worker.message import TaskId
 from broker_worker.outcome import Reason
+from broker_worker.store.database import Database
 from broker_worker.task import Arrival, Task, TaskState
+from broker_worker.values import dataclass
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,18 +27,19 @@ class LaterClaim:
 
 
 class LaterClaims:
-    """Claims, within a transaction of the caller's."""
+    """Claims, in a transaction of their own."""
 
-    def __init__(self, schema: str, *, worker: UUID) -> None:
+    def __init__(self, database: Database, *, worker: UUID) -> None:
+        self._database = database
         self._worker = worker
-        self._statement = _claiming(schema)
+        self._statement = _claiming(database.schema)
 
-    async def claim(
-        self, connection: AsyncConnection, arrivals: Sequence[Arrival]
-    ) -> dict[TaskId, LaterClaim]:
+    async def claim(self, arrivals: Sequence[Arrival]) -> dict[TaskId, LaterClaim]:
         """Claim those of `arrivals`, all `may_claim_later`, whose rows wait for just this copy."""
+        if not arrivals:
+            return {}
         tasks = [arrival.message.task for arrival in arrivals]
-        rows = await connection.execute(
+        rows = await self._database.single(
             self._statement,
             {
                 "worker": self._worker,
@@ -54,26 +55,30 @@ class LaterClaims:
         arrival_by_task = dict(zip(tasks, arrivals, strict=True))
         claims: dict[TaskId, LaterClaim] = {}
         for row in rows:
-            task = TaskId(row.queue, row.name, row.message_id)
+            (
+                key, queue, name, id_, attempt, max_attempts, epoch, reason, interruptions, poisonings,
+                reemissions, has_body, not_after, reply_to, correlation_id, saved,
+            ) = row  # fmt: skip
+            task = TaskId(queue, name, id_)
             after = Task(
-                key=row.key,
+                key=key,
                 id=task,
                 state=TaskState.RUNNING,
-                attempt=row.attempt,
-                max_attempts=row.max_attempts,
-                epoch=row.epoch,
+                attempt=attempt,
+                max_attempts=max_attempts,
+                epoch=epoch,
                 worker=self._worker,
                 digest=arrival_by_task[task].digest,
-                reason=Reason(row.reason) if row.reason else None,
-                interruptions=row.interruptions,
-                poisonings=row.poisonings,
-                reemissions=row.reemissions,
-                has_body=row.has_body,
-                not_after=row.not_after,
-                reply_to=row.reply_to,
-                correlation_id=row.correlation_id,
+                reason=Reason(reason) if reason else None,
+                interruptions=interruptions,
+                poisonings=poisonings,
+                reemissions=reemissions,
+                has_body=has_body,
+                not_after=not_after,
+                reply_to=reply_to,
+                correlation_id=correlation_id,
             )
-            claims[task] = LaterClaim(after, row.saved)
+            claims[task] = LaterClaim(after, saved)
         return claims
 
 

@@ -28,6 +28,7 @@ class OutboxStore:
         self._database = database
         self._schema = database.schema
         self._worker = worker
+        self._deleting = text(f"DELETE FROM {database.schema}.outbox WHERE id = ANY(CAST(:ids AS bigint[]))")
 
     async def take(self, limit: int) -> list[Owed]:
         """Take rows that are due, or whose worker is dead, or that it left lying for two minutes.
@@ -90,11 +91,7 @@ class OutboxStore:
 
     async def delete(self, ids: Sequence[int]) -> None:
         """Forget what the broker has confirmed."""
-        async with self._database.transaction() as connection:
-            await connection.execute(
-                text(f"DELETE FROM {self._schema}.outbox WHERE id = ANY(CAST(:ids AS bigint[]))"),
-                {"ids": list(ids)},
-            )
+        await self._database.single(self._deleting, {"ids": list(ids)})
 
     async def put_back(self, ids: Sequence[int]) -> None:
         """Leave rows that could not be published to any relay, later and later.

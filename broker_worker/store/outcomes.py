@@ -154,7 +154,7 @@ class Outcomes:
         self._worker = worker
         self._owed = owed
         self._successes = Successes(database.schema, worker=worker, keeps_payloads=keeps_payloads)
-        self._postponing = Postponing(database.schema, worker=worker)
+        self._postponing = Postponing(database, worker=worker)
 
     async def commit_successes(self, batch: Sequence[Ending]) -> list[Outcome | Locked | None]:
         """Finish all rows by one statement, and write what the finished ones owe."""
@@ -179,18 +179,17 @@ class Outcomes:
 
         A row that another transaction holds holds up nobody else: its outcome is written again.
         """
-        async with self._database.transaction() as connection:
-            done, owed = await self._postponing.write(
-                connection, [(ending.claim, ending.outcome) for ending in batch]
-            )
-            rest = [ending for ending in batch if ending.claim.key not in done]
-            if rest:
-                decided, owed_beside = await self._decide(connection, rest)
-                done |= decided
-                owed += owed_beside
-            missed = [ending.claim for ending in rest if ending.claim.key not in done]
-            mine = await self._written_before(connection, missed)
+        done, owed = await self._postponing.write([(ending.claim, ending.outcome) for ending in batch])
         self._owed(owed)
+        rest = [ending for ending in batch if ending.claim.key not in done]
+        mine: Mapping[int, TaskState] = {}
+        if rest:
+            async with self._database.transaction() as connection:
+                decided, owed = await self._decide(connection, rest)
+                missed = [ending.claim for ending in rest if ending.claim.key not in decided]
+                mine = await self._written_before(connection, missed)
+            self._owed(owed)
+            done |= decided
         return [ending.outcome if ending.claim.key in done else _shown(ending, mine) for ending in batch]
 
     async def _decide(

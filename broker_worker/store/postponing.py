@@ -10,25 +10,24 @@ from collections.abc import Sequence
 from uuid import UUID
 
 from sqlalchemy import TextClause, text
-from sqlalchemy.ext.asyncio import AsyncConnection
 
 from broker_worker.outcome import Outcome, Postponed, Reason
 from broker_worker.outgoing import LONGEST_DELAY, Owed, copy_outgoing
 from broker_worker.step import Claim
 from broker_worker.store.apply import PROMPTNESS
+from broker_worker.store.database import Database
 from broker_worker.store.rows import dump_record
 
 
 class Postponing:
-    """Writes postponements, within a transaction of the caller's."""
+    """Writes postponements, in a transaction of their own."""
 
-    def __init__(self, schema: str, *, worker: UUID) -> None:
+    def __init__(self, database: Database, *, worker: UUID) -> None:
+        self._database = database
         self._worker = worker
-        self._statement = _postponing(schema)
+        self._statement = _postponing(database.schema)
 
-    async def write(
-        self, connection: AsyncConnection, endings: Sequence[tuple[Claim, Outcome]]
-    ) -> tuple[set[int], list[Owed]]:
+    async def write(self, endings: Sequence[tuple[Claim, Outcome]]) -> tuple[set[int], list[Owed]]:
         """Answer with the keys of the rows that are postponed now, and what is owed for them.
 
         Rows are left out whose claim is lost, that another transaction holds, or whose end an operator wants.
@@ -44,7 +43,7 @@ class Postponing:
         outcomes = [outcome for _, outcome in postponed]
         # the body of a retry is in the database already
         gained = [None if claim.row.has_body else claim.message for claim in claims]
-        rows = await connection.execute(
+        rows = await self._database.single(
             self._statement,
             {
                 "worker": self._worker,

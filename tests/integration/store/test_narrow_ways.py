@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from typing import Any
 
 import pytest
-from sqlalchemy import event
+from asyncpg import Record
+from sqlalchemy import TextClause, event
 
 from broker_worker.failure import Refusal
 from broker_worker.message import Message
@@ -18,6 +19,7 @@ from broker_worker.outcome import Dead, Failure, Outcome, Postponed, Reason
 from broker_worker.step import Claim
 from broker_worker.store import arrivals
 from broker_worker.store.checkpoints import CheckpointStore
+from broker_worker.store.database import Database
 from broker_worker.store.postponing import Postponing
 from broker_worker.task import Arrival
 from tests.support.inbox import FakeDelivery, Inbox, a_failure, a_message, opened
@@ -51,7 +53,7 @@ ROWS = {
 
 @dataclass
 class Statements:
-    """What was sent to Postgres by way of SQLAlchemy, transactions aside."""
+    """What was sent to Postgres, transactions aside."""
 
     seen: list[str] = field(default_factory=list)
 
@@ -59,16 +61,26 @@ class Statements:
         return sum(f'{verb} "broker_worker".{table}' in " ".join(each.split()) for each in self.seen)
 
 
-@asynccontextmanager
-async def watched(inbox: Inbox) -> AsyncIterator[Statements]:
+@contextmanager
+def watched(inbox: Inbox, monkeypatch: pytest.MonkeyPatch) -> Iterator[Statements]:
+    """Note what goes by way of SQLAlchemy, and what goes past it."""
     statements = Statements()
+    single = Database.single
 
     def note(_connection: object, _cursor: object, statement: str, *_: object) -> None:
         statements.seen.append(statement)
 
+    async def noted(
+        self: Database, statement: TextClause, parameters: Mapping[str, object]
+    ) -> Sequence[Record]:
+        statements.seen.append(str(statement))
+        return await single(self, statement, parameters)
+
     engine = inbox.database._engine.sync_engine
     event.listen(engine, "before_cursor_execute", note)
+    monkeypatch.setattr(Database, "single", noted)
     yield statements
+    monkeypatch.undo()
     event.remove(engine, "before_cursor_execute", note)
 
 
@@ -157,31 +169,35 @@ async def test_the_next_attempt_finds_what_the_last_one_saved(database_url: str)
     assert (second.saved, second.may_be_repeat) == ('{"page": 7}', True)
 
 
-async def test_the_failures_of_a_batch_take_one_statement(database_url: str) -> None:
+async def test_the_failures_of_a_batch_take_one_statement(
+    database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     async with opened(database_url) as inbox:
         claims = await asyncio.gather(*(inbox.claim(a_message(f"t-{number}")) for number in range(50)))
 
-        async with watched(inbox) as statements:
+        with watched(inbox, monkeypatch) as statements:
             await asyncio.gather(
                 *(inbox.tasks.record(claim, Postponed(LATER, a_failure())) for claim in claims)
             )
 
     assert len(inbox.owed) == 50
-    assert len(statements.seen) <= 2  # the first comes alone, and the others meanwhile
+    assert 1 <= len(statements.seen) <= 2  # the first comes alone, and the others meanwhile
 
 
-async def test_the_dead_letters_of_a_batch_take_one_statement(database_url: str) -> None:
+async def test_the_dead_letters_of_a_batch_take_one_statement(
+    database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     async with opened(database_url) as inbox:
         claims = await asyncio.gather(*(inbox.claim(a_message(f"t-{number}")) for number in range(50)))
 
-        async with watched(inbox) as statements:
+        with watched(inbox, monkeypatch) as statements:
             await asyncio.gather(
                 *(inbox.tasks.record(claim, Dead(Reason.GAVE_UP, a_failure())) for claim in claims)
             )
         letters = await inbox.count("dead_letters")
 
     assert letters == 50
-    assert statements.about("dead_letters", "INSERT INTO") <= 2
+    assert 1 <= statements.about("dead_letters", "INSERT INTO") <= 2
 
 
 async def test_one_end_that_an_operator_wants_leaves_the_rest_of_its_batch_postponed(
