@@ -11,6 +11,7 @@ import linecache
 import re
 from collections import deque
 from collections.abc import Collection, Iterator
+from functools import lru_cache
 from pathlib import Path
 from types import CodeType, TracebackType
 
@@ -198,8 +199,13 @@ def _fingerprint(error: BaseException) -> str | None:
         frames = next(filter(None, (_frames(link.__traceback__) for link in _chain(error))), [])
     except Exception:  # noqa: BLE001 - as in _traceback
         return None
-    places = [f"{Path(code.co_filename).name}:{code.co_name}" for code, _ in frames[-FINGERPRINT_FRAMES:]]
+    places = [f"{_file_name(code.co_filename)}:{code.co_name}" for code, _ in frames[-FINGERPRINT_FRAMES:]]
     return fingerprint(*kinds, *places)
+
+
+@lru_cache(1000)  # the files of handlers fail again and again
+def _file_name(path: str) -> str:
+    return Path(path).name
 
 
 def _qualified(error: BaseException) -> str:

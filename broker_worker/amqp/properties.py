@@ -8,7 +8,7 @@ anything reaches the connection: what can't be encoded harms nobody else.
 from __future__ import annotations
 
 import struct
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from functools import lru_cache
 from uuid import uuid4
@@ -25,6 +25,7 @@ PERSISTENT = 2
 FLAGS_AT = 12  # bytes: class, weight and body size come before
 UNCOMMON = 0b111  # more flags to come, a cluster id, a bit that has no meaning
 SECONDS = struct.Struct(">Q")
+FLAGS = struct.Struct(">H")
 MAX_SECONDS = 0xFFFFFFFF
 FIELDS = (  # in the order of the wire
     (1 << 15, "content_type"),
@@ -41,6 +42,7 @@ FIELDS = (  # in the order of the wire
     (1 << 4, "user_id"),
     (1 << 3, "app_id"),
 )
+Value = str | int | datetime | Mapping[str, object] | None
 TYPE_HEADER = "task-type"  # where the contract looks for a task name that is no short string
 
 
@@ -146,20 +148,22 @@ def encode_properties(properties: Properties) -> EncodedProperties:
     headers, short_type = properties.headers, properties.type
     if short_type is not None and len(short_type.encode(errors="replace")) > SHORT:
         headers, short_type = {**headers, TYPE_HEADER: short_type}, None
-    plain = commands.Basic.Properties(
-        content_type=properties.content_type,
-        content_encoding=properties.content_encoding,
-        delivery_mode=PERSISTENT,
-        correlation_id=properties.correlation_id,
-        reply_to=properties.reply_to,
-        expiration=properties.expiration,
-        message_id=message_id,
-        timestamp=properties.timestamp,
-        message_type=short_type,
-        app_id=properties.app_id,
-    )
     encoded = EncodedProperties(message_id=message_id)
-    encoded.encoded = _marshal(plain, headers)
+    encoded.encoded = _marshal(
+        (
+            (1 << 15, "content_type", properties.content_type),
+            (1 << 14, "content_encoding", properties.content_encoding),
+            (1 << 13, "headers", headers),
+            (1 << 12, "delivery_mode", PERSISTENT),
+            (1 << 10, "correlation_id", properties.correlation_id),
+            (1 << 9, "reply_to", properties.reply_to),
+            (1 << 8, "expiration", properties.expiration),
+            (1 << 7, "message_id", message_id),
+            (1 << 6, "timestamp", properties.timestamp),
+            (1 << 5, "type", short_type),
+            (1 << 3, "app_id", properties.app_id),
+        )
+    )
     return encoded
 
 
@@ -169,23 +173,29 @@ def short(text: str) -> str:
     return text if len(encoded) <= SHORT else encoded[:SHORT].decode(errors="ignore")
 
 
-def _marshal(plain: commands.Basic.Properties, headers: Mapping[str, object]) -> bytes:
-    flags, parts = 0, []
-    for name in plain.attributes():
-        if name == "headers":
-            value: object = headers or None
-        else:
-            value = getattr(plain, name)
-        if value is None or value == "":
+def _marshal(fields: Iterable[tuple[int, str, Value]]) -> bytes:
+    """Encode what is set of `fields`: flag, name and value of each, in the order of the wire."""
+    flags, parts = 0, [b""]
+    for flag, name, value in fields:
+        if not value:
             continue
-        flags |= plain.flags[name]
+        flags |= flag
         try:
-            parts.append(
-                _table(headers) if name == "headers" else plain.encode_property(name, getattr(plain, name))
-            )
+            match value:
+                case str():
+                    encoded = value.encode()
+                    parts.append(bytes((len(encoded),)) + encoded)
+                case int():
+                    parts.append(bytes((value,)))
+                case datetime():
+                    aware = value if value.tzinfo is not None else value.replace(tzinfo=UTC)
+                    parts.append(SECONDS.pack(int(aware.timestamp())))
+                case _:
+                    parts.append(_table(value))
         except (TypeError, ValueError, struct.error, OverflowError) as error:
             raise PublishError(f"AMQP can't carry the property {name}: {error}") from error
-    return b"".join((struct.pack(">H", flags), *parts))
+    parts[0] = FLAGS.pack(flags)
+    return b"".join(parts)
 
 
 def _table(headers: Mapping[str, object]) -> bytes:
