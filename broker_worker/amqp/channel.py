@@ -15,7 +15,7 @@ from typing import TypeVar
 
 import aiormq
 import aiormq.abc
-from aiormq.abc import ChannelFrame
+from aiormq.abc import ChannelFrame, ExceptionType, TimeoutType
 from aiormq.exceptions import ChannelInvalidStateError
 from pamqp import commands
 from pamqp.base import Frame
@@ -28,7 +28,7 @@ HIGHEST_CHANNEL = 65535  # where the broker names no limit
 
 
 class OwnChannel(aiormq.Channel):
-    """aiormq's channel, which is never written to once the broker has closed it.
+    """aiormq's channel, which is never written to once it is closed by the broker or by us.
 
     The broker forgets the channel's number with the close-ok; aiormq goes on to
     accept frames for some turns of the loop, and one frame on an unknown channel
@@ -36,11 +36,26 @@ class OwnChannel(aiormq.Channel):
     """
 
     _is_closing = False
+    _is_left = False
 
     @property
     def is_alive(self) -> bool:
         """Whether a frame that is sent now can still mean something to the broker."""
-        return not self._is_closing and not self.is_closed and self.connection.is_opened
+        is_ending = self._is_closing or self._is_left
+        return not is_ending and not self.is_closed and self.connection.is_opened
+
+    def leave(self) -> None:
+        """Note that our close is on its way, or will be: nothing may come behind it."""
+        self._is_left = True
+
+    async def close(
+        self,
+        exc: ExceptionType | None = asyncio.CancelledError,
+        timeout: TimeoutType = None,  # noqa: ASYNC109 - the library's parameter
+    ) -> None:
+        """Close it; acks that come later are dropped, and what they are of is delivered again."""
+        self.leave()
+        await super().close(exc, timeout)
 
     @property
     @asynccontextmanager

@@ -218,9 +218,13 @@ class _Consumer:
             channel = await open_channel(connection.wire, ConsumingChannel)
             acker = Acker(channel, self._count)
             channel.receive(connection.deliveries, lambda delivered: self._arrived(acker, delivered))
-            await channel.basic_qos(prefetch_count=self.subscription.prefetch)
-            self._acker = acker  # before the first delivery, which may come with the consumer's confirmation
-            await channel.basic_consume(self.subscription.amqp_queue, _unused, consumer_tag=tag)
+            try:
+                await channel.basic_qos(prefetch_count=self.subscription.prefetch)
+                self._acker = acker  # before the first delivery, which may come before the confirmation
+                await channel.basic_consume(self.subscription.amqp_queue, _unused, consumer_tag=tag)
+            except BaseException:
+                channel.leave()  # a request that is given up has closed it
+                raise
         self._channel, self._tag = channel, tag
         self.silences = 0
         self.reports.clear()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from bisect import bisect_left
 from collections.abc import Callable, Iterator, Mapping
 
 from pamqp import commands
@@ -27,10 +28,8 @@ class Acker:
         """Ack on `channel`, whose deliveries all have to be announced by `delivered`."""
         self._channel = channel
         self._changed = changed or (lambda: None)
-        self._lowest = 1  # all tags below are acked
-        self._newest = 0
+        self._open: dict[int, None] = {}  # not settled; in the order of the tags
         self._settled: set[int] = set()  # to be acked
-        self._acked: set[int] = set()  # acked, above an unsettled one
         self._flush: asyncio.Handle | None = None
 
     @property
@@ -41,29 +40,27 @@ class Acker:
     @property
     def unsettled(self) -> int:
         """How many deliveries are not settled: what counts against the prefetch."""
-        return self._newest - self._lowest + 1 - len(self._settled) - len(self._acked)
+        return len(self._open)
 
     def delivered(self, tag: int) -> None:
         """Note a new delivery; tags come in order."""
-        self._newest = tag
+        self._open[tag] = None
         self._changed()
 
     def settle(self, tag: int) -> None:
         """Ack `tag` within this turn of the loop; nothing happens if that was done or the channel is gone."""
-        if not self._is_open(tag):
+        if tag not in self._open:
             return
+        del self._open[tag]
         self._settled.add(tag)
         if self._flush is None:
             self._flush = self._channel.loop.call_soon(self.flush)
 
     def release(self, tag: int) -> None:
         """Give `tag` back to its queue at once, or never: a later ack of more must not pass it by."""
-        if (
-            self._is_open(tag)
-            and self._channel.is_alive
-            and self._channel.send(commands.Basic.Nack(tag, requeue=True))
-        ):
-            self._acked.add(tag)
+        is_open = tag in self._open and self._channel.is_alive
+        if is_open and self._channel.send(commands.Basic.Nack(tag, requeue=True)):
+            del self._open[tag]
             self._changed()
 
     def flush(self) -> None:
@@ -75,34 +72,18 @@ class Acker:
         if not self._channel.is_alive:
             self._settled.clear()
             return
-        for tag, multiple in list(self._acks()):
-            if not self._channel.send(commands.Basic.Ack(tag, multiple)):
+        for acked in self._acks():
+            if not self._channel.send(commands.Basic.Ack(acked[-1], multiple=len(acked) > 1)):
                 self._flush = self._channel.loop.call_later(WRITER_IS_FULL, self.flush)
                 return
-            self._note(tag, multiple=multiple)
+            self._settled.difference_update(acked)
 
-    def _is_open(self, tag: int) -> bool:
-        is_known = self._lowest <= tag <= self._newest
-        return is_known and tag not in self._settled and tag not in self._acked
-
-    def _acks(self) -> Iterator[tuple[int, bool]]:
-        run = []
-        tag = self._lowest
-        while tag in self._settled or tag in self._acked:
-            if tag in self._settled:
-                run.append(tag)
-            tag += 1
-        if run:
-            yield run[-1], len(run) > 1
-        yield from ((other, False) for other in sorted(self._settled) if other > tag)
-
-    def _note(self, tag: int, *, multiple: bool) -> None:
-        done = {settled for settled in self._settled if settled <= tag} if multiple else {tag}
-        self._settled -= done
-        self._acked |= done
-        while self._lowest in self._acked:
-            self._acked.discard(self._lowest)
-            self._lowest += 1
+    def _acks(self) -> list[list[int]]:
+        """Split what is settled into acks: one for all below every open tag, one for each above."""
+        lowest_open = next(iter(self._open), None)
+        settled = sorted(self._settled)
+        end = len(settled) if lowest_open is None else bisect_left(settled, lowest_open)
+        return [each for each in (settled[:end], *([tag] for tag in settled[end:])) if each]
 
 
 class AmqpDelivery:

@@ -1,9 +1,12 @@
 from __future__ import annotations
 
 import asyncio
+import struct
 from collections.abc import Callable
+from urllib.parse import urlsplit
 
 import pytest
+from pamqp import commands
 
 from broker_worker.amqp.channel import open_channel, plain_channel
 from broker_worker.amqp.connection import connected
@@ -11,12 +14,15 @@ from broker_worker.amqp.consumer import Subscription
 from broker_worker.amqp.topology import Topology
 from broker_worker.events import ConnectionChanged, ConsumerChanged, TopologyRepaired
 from tests.integration.amqp.conftest import Service
+from tests.integration.amqp.test_connecting import at_port
 from tests.support.hostile_headers import HOSTILE, ODD
 from tests.support.management import Control
+from tests.support.proxy import Unwatched, Write, proxy_to
 from tests.support.raw_amqp import raw_publisher
 from tests.support.services import Broker
 
 Start = Callable[..., Service]
+CLOSE_CHANNEL = struct.pack(">I", commands.Channel.Close.index)
 
 
 async def delete_queue(url: str, name: str) -> None:
@@ -153,6 +159,46 @@ async def test_a_channel_closed_by_the_broker_is_replaced_and_other_queues_go_on
     assert (await service.next()).body == b"victim"
     assert held.is_alive
     assert not victim.is_alive
+
+
+class LateGoodbyes(Unwatched):
+    """Keeps back what the broker answers from the next close of a channel on."""
+
+    def __init__(self) -> None:
+        self.is_waiting = False
+        self.asked = asyncio.Event()
+        self.answers = asyncio.Event()
+
+    async def from_client(self, data: bytes, write: Write) -> None:
+        if self.is_waiting and CLOSE_CHANNEL in data:
+            self.asked.set()
+        await write(data)
+
+    async def from_server(self, data: bytes, write: Write) -> None:
+        if self.asked.is_set():
+            await self.answers.wait()
+        await write(data)
+
+
+async def test_what_ends_while_its_channel_is_being_closed_costs_no_connection(
+    serve: Start, broker: Broker, declared: Topology
+) -> None:
+    parts, watch = urlsplit(broker.url), LateGoodbyes()
+    async with proxy_to(parts.hostname or "", parts.port or 0, lambda: watch) as proxy:
+        service = serve(url=at_port(broker.url, proxy.port))
+        await service.is_consuming()
+        await service.publish()
+        running = await service.next()
+        watch.is_waiting = True
+        await delete_queue(broker.url, declared.work_queue("default"))
+        await watch.asked.wait()
+
+        await running.ack()
+        await asyncio.sleep(0)  # acks go out at the end of a turn
+        watch.answers.set()
+
+        await service.is_consuming(times=2)
+        assert not any(isinstance(e, ConnectionChanged) and not e.is_up for e in service.events.seen)
 
 
 async def test_after_stop_consuming_acks_still_reach_the_broker_and_nothing_more_comes(

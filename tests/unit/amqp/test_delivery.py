@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sized
 from typing import cast
 
 import pytest
@@ -102,6 +103,20 @@ async def test_a_released_delivery_is_not_acked_with_its_neighbours() -> None:
 
     assert channel.acked == {1, 2, 3}
     assert channel.frames == 2
+
+
+async def test_however_much_is_acked_behind_a_long_run_nothing_of_it_is_kept() -> None:
+    channel, acker = pair(room=10_000)
+    channel.deliver(acker, 1)
+    for tag in range(2, 2002):
+        channel.deliver(acker, 1)
+        acker.settle(tag)
+        acker.flush()
+
+    kept = [value for value in vars(acker).values() if isinstance(value, Sized)]
+
+    assert sum(map(len, kept)) == 1
+    assert channel.unacked == [1]
 
 
 async def test_a_second_ack_of_a_delivery_is_nothing() -> None:
