@@ -13,8 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Callable
 
 import aiormq
 from aiormq.exceptions import DeliveryError
@@ -122,7 +121,8 @@ class Publisher:
             raise PublishError(f"the headers have {len(properties.encoded)} bytes, more than AMQP can carry")
         try:
             shared = await self._shared((exchange, len(outgoing.body) > LARGE_BODY))
-            async with shared.used(connection) as channel:
+            with shared:
+                channel = shared.channel or await shared.opened(connection)
                 await channel.publish(
                     outgoing.body,
                     exchange=exchange,
@@ -188,13 +188,17 @@ class _SharedChannel:
     def is_in_use(self) -> bool:
         return self._users > 0
 
-    @asynccontextmanager
-    async def used(self, connection: Connection) -> AsyncIterator[PublishingChannel]:
+    @property
+    def channel(self) -> PublishingChannel | None:
+        """The channel, where it is open."""
+        return self._channel if self._channel is not None and self._channel.is_alive else None
+
+    def __enter__(self) -> None:
+        """Be in use until the end of the block."""
         self._users += 1
-        try:
-            yield await self._get(connection)
-        finally:
-            self._users -= 1
+
+    def __exit__(self, *_: object) -> None:
+        self._users -= 1
 
     def lose(self) -> None:
         """Let nobody wait for confirms any more: the library does not always tell them."""
@@ -203,13 +207,15 @@ class _SharedChannel:
 
     async def close(self) -> None:
         """Close the channel, which nobody uses."""
-        if self._channel is not None and self._channel.is_alive:
-            await self._channel.close()
+        if self.channel is not None:
+            await self.channel.close()
 
-    async def _get(self, connection: Connection) -> PublishingChannel:
+    async def opened(self, connection: Connection) -> PublishingChannel:
+        """Open the channel, unless somebody else is at it already."""
         async with self._opening:
-            if self._channel is None or not self._channel.is_alive:
+            if self.channel is None:
                 self._channel = await open_channel(connection.wire, PublishingChannel)
+            assert self._channel is not None  # noqa: S101 - by one of us
             return self._channel
 
 

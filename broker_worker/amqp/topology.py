@@ -8,10 +8,10 @@ lives in the queue's name (`bw.delay.4000`), so that it never has to be redeclar
 from __future__ import annotations
 
 import re
+from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
-from itertools import pairwise
 from types import MappingProxyType
 
 from broker_worker.errors import ConfigurationError
@@ -191,10 +191,11 @@ def choose_rung(delay: timedelta, draw: float, rungs: Sequence[timedelta] = RUNG
     """
     if delay <= rungs[0]:
         return rungs[0]
-    for lower, upper in pairwise(rungs):
-        if delay < upper:
-            return upper if draw < (delay - lower) / (upper - lower) else lower
-    return rungs[-1]
+    if delay >= rungs[-1]:
+        return rungs[-1]
+    above = bisect_right(rungs, delay)
+    lower, upper = rungs[above - 1], rungs[above]
+    return upper if draw < (delay - lower) / (upper - lower) else lower
 
 
 def _safe_dead_lettering(exchange: str) -> dict[str, Argument]:
