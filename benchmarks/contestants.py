@@ -23,7 +23,14 @@ def _loop(name: str, setting: str, *, uvloop: str) -> Contestant:
 
 
 def _ours(  # the reference, and its variants
-    name: str, title: str, *, setting: str, goal: Goal | None = None, share: float = 1.0, **variables: str
+    name: str,
+    title: str,
+    *,
+    setting: str,
+    goal: Goal | None = None,
+    share: float = 1.0,
+    is_quick: bool = True,
+    **variables: str,
 ) -> Contestant:
     return Contestant(
         name=name,
@@ -38,6 +45,7 @@ def _ours(  # the reference, and its variants
         queue="bw.q.bench",
         begins_at="delivery" if variables.get("BENCH_IDS") == "0" else "call",
         goal=goal,
+        is_quick=is_quick,
     )
 
 
@@ -62,6 +70,7 @@ OURS = (
         "broker_worker_all",
         "broker_worker, keeps all bodies",
         setting=f"QUEUES=bench:{CONCURRENCY}, STORE_PAYLOADS=all",
+        is_quick=False,
         BROKER_WORKER_STORE_PAYLOADS="all",
     ),
     _ours(
@@ -95,6 +104,7 @@ OURS = (
         "broker_worker_thread",
         "broker_worker, handler in a thread",
         setting=f"QUEUES=bench:{CONCURRENCY}",
+        is_quick=False,
         BENCH_TASK="bench_thread",
         share=0.5,
     ),
@@ -102,6 +112,7 @@ OURS = (
         "broker_worker_process",
         "broker_worker, handler in a child process",
         setting="QUEUES=bench:4",
+        is_quick=False,
         BENCH_TASK="bench_process",
         BENCH_CONCURRENCY="4",
         share=0.05,

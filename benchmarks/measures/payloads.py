@@ -36,11 +36,13 @@ SIZES = (
 async def measure(servers: BenchServers, scale: Scale) -> list[Figure]:
     """Return MB/s of broker_worker and of the faster loop, and their ratio, for each size."""
     figures: list[Figure] = []
+    both = [each for each in LOOPS if each.variant_of == "aio_pika_loop"]
+    bare_loops = scale.pick(full=both, quick=both[-1:], smoke=both)
     for size in SIZES:
-        loops = [_sized(each, size) for each in LOOPS if each.variant_of == "aio_pika_loop"]
+        loops = [_sized(each, size) for each in bare_loops]
         ours, *theirs = await _rates(servers, scale, size, [_sized(REFERENCE, size), *loops])
         validated = f"QUEUES=bench:{size.concurrency}; JSON, validated for the handler"
-        bare = f"bare aio-pika loop, the faster of both, prefetch {size.prefetch}; nothing is decoded"
+        bare = f"the faster bare aio-pika loop, prefetch {size.prefetch}; nothing is decoded"
         figures += [
             Figure(f"payload_{size.name}", ours, "MB/s", note=validated),
             Figure(f"payload_{size.name}_loop", max(theirs), "MB/s", note=bare),
