@@ -19,6 +19,10 @@ class StoreUnavailableError(UnavailableError):
     """Postgres cannot be reached, or not by its rules of service (full, read-only, starting)."""
 
 
+class StoreBusyError(StoreUnavailableError):
+    """Another transaction holds a row for longer than we wait."""
+
+
 class StoreDataError(BrokerWorkerError):
     """Postgres refused a value that we wrote; the same write will never work."""
 

@@ -25,10 +25,10 @@ from sqlalchemy.exc import DBAPIError, InterfaceError, SQLAlchemyError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
-from broker_worker.errors import ConfigurationError, StoreDataError, StoreUnavailableError
+from broker_worker.errors import ConfigurationError, StoreBusyError, StoreDataError, StoreUnavailableError
 
 STATEMENT_TIMEOUT = timedelta(seconds=15)
-LOCK_TIMEOUT = timedelta(seconds=10)
+LOCK_TIMEOUT = timedelta(seconds=2)
 CONNECT_TIMEOUT = timedelta(seconds=10)
 POOL_TIMEOUT = timedelta(seconds=10)
 COMMAND_TIMEOUT = timedelta(seconds=20)  # the client's own bound, for a server that does not answer at all
@@ -56,6 +56,7 @@ UNAVAILABLE_CLASSES = ("08", "53", "57P", "58")
 UNAVAILABLE_CODES = frozenset(
     {"25006", "40001", "40P01", "55P03", "57014", "25P03", "3D000", "28000", "28P01"}
 )
+LOCK_NOT_AVAILABLE = "55P03"
 # whatever the driver raises; a lost connection may show as an error of the operating system
 FAULTS = (SQLAlchemyError, DriverError, DriverInterfaceError, InternalClientError, OSError)
 HIGHEST_PORT = 65535  # of a higher one uvloop takes the rest of a division: another port
@@ -247,6 +248,8 @@ def _translated() -> Iterator[None]:
     try:
         yield
     except FAULTS as error:
+        if sqlstate(error) == LOCK_NOT_AVAILABLE:
+            raise StoreBusyError(first_line(error)) from error
         if (detail := unavailability(error)) is not None:
             raise StoreUnavailableError(detail) from error
         if (code := sqlstate(error)) and code.startswith("22"):

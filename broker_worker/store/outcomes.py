@@ -9,6 +9,7 @@ from uuid import UUID
 from sqlalchemy import TextClause, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from broker_worker.errors import StoreBusyError
 from broker_worker.outcome import Outcome, Succeeded
 from broker_worker.outgoing import Outgoing, Owed
 from broker_worker.reply import reply_outgoing
@@ -73,6 +74,17 @@ class Successes:
             "keeps": self._keeps_payloads,
             "within": within,
         }
+
+    async def lock_free(self, connection: AsyncConnection, batch: Sequence[Ending]) -> list[Ending]:
+        """Lock the rows that no other transaction holds, and return their endings."""
+        rows = await connection.execute(
+            text(f"""
+                SELECT key FROM {self._schema}.tasks WHERE key = ANY(CAST(:keys AS bigint[]))
+                ORDER BY key FOR UPDATE SKIP LOCKED"""),
+            {"keys": [ending.claim.key for ending in batch]},
+        )
+        free = {row.key for row in rows}
+        return [ending for ending in batch if ending.claim.key in free]
 
     async def is_claimed(self, connection: AsyncConnection, claim: Claim) -> bool:
         """Say whether a success could be written now; takes no lock."""
@@ -154,25 +166,42 @@ class Outcomes:
         self._worker = worker
         self._owed = owed
         self._successes = Successes(database.schema, worker=worker, keeps_payloads=keeps_payloads)
+        self._held: set[int] = set()  # tasks whose rows other transactions held when we last looked
         self._postponing = Postponing(database, worker=worker)
 
     async def commit_successes(self, batch: Sequence[Ending]) -> list[Outcome | Locked | None]:
-        """Finish all rows by one statement, and write what the finished ones owe."""
-        if self._successes.owes(batch):
-            async with self._database.transaction() as connection:
-                done = await self._successes.finish(connection, batch)
-                owed = await self._successes.owe(
-                    connection, [ending for ending in batch if ending.claim.key in done]
-                )
-            self._owed(owed)
-        else:
-            done = await self._successes.finish_alone(self._database, batch)
+        """Finish all rows by one statement, and write what the finished ones owe.
+
+        A row that another transaction holds holds up its batch once, for as long as a lock is waited for;
+        from then on only itself.
+        """
+        try:
+            done = await self._finish(batch, leaves_held=self._has_held(batch))
+        except StoreBusyError:
+            done = await self._finish(batch, leaves_held=True)
         missed = [ending.claim for ending in batch if ending.claim.key not in done]
         mine: Mapping[int, TaskState] = {}
         if missed:
             async with self._database.transaction() as connection:
                 mine = await self._written_before(connection, missed)
         return [ending.outcome if ending.claim.key in done else _shown(ending, mine) for ending in batch]
+
+    def _has_held(self, batch: Sequence[Ending]) -> bool:
+        return bool(self._held) and any(ending.claim.key in self._held for ending in batch)
+
+    async def _finish(self, batch: Sequence[Ending], *, leaves_held: bool) -> set[int]:
+        """Finish what can be, and return the keys."""
+        if not leaves_held and not self._successes.owes(batch):
+            return await self._successes.finish_alone(self._database, batch)
+        async with self._database.transaction() as connection:
+            free = await self._successes.lock_free(connection, batch) if leaves_held else batch
+            done = await self._successes.finish(connection, free)
+            owed = await self._successes.owe(connection, [each for each in batch if each.claim.key in done])
+        if leaves_held:
+            self._held.difference_update(each.claim.key for each in batch)
+            self._held.update({each.claim.key for each in batch} - {each.claim.key for each in free})
+        self._owed(owed)
+        return done
 
     async def commit_others(self, batch: Sequence[Ending]) -> list[Outcome | Locked | None]:
         """Any other outcome: a postponement by one statement, the rest with its row locked under its fence.

@@ -15,6 +15,7 @@ from broker_worker.failure import Refusal
 from broker_worker.message import Message, Properties, TaskId
 from broker_worker.outcome import Cancelled, Dead, Failure, Outcome, Postponed, Reason, Released, Succeeded
 from broker_worker.outgoing import Kind
+from broker_worker.store.database import LIMITS, LimitedConnection
 from broker_worker.task import (
     Adopted,
     CancelledBefore,
@@ -782,6 +783,26 @@ async def test_a_row_that_another_transaction_holds_is_decided_when_it_lets_go(
     assert not was_done
     assert neighbour.attempt == 1
     assert held.result().decision == Claimed(2, 2)
+
+
+async def test_a_success_whose_row_another_transaction_holds_holds_up_no_other_for_long(
+    postgres: PostgresWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(LimitedConnection, "settings", {**LIMITS, "lock_timeout": "20"})
+    worker = await postgres.join()
+    held, *free = [await worker.claim(numbered(n)) for n in range(4)]
+
+    async with asyncio.TaskGroup() as tasks, postgres.admin.transaction() as connection:
+        await connection.exec_driver_sql(
+            f"SELECT 1 FROM broker_worker.tasks WHERE key = {held.key} FOR UPDATE"
+        )
+        late = tasks.create_task(worker.tasks.record(held, Succeeded("1")))
+        await asyncio.gather(*(worker.tasks.record(claim, Succeeded("2")) for claim in free))
+        was_done = late.done()
+
+    assert not was_done
+    assert late.result() == Succeeded("1")
+    assert await postgres.result(held.row.id) == "1"
 
 
 async def test_a_value_postgres_can_not_hold_as_text_is_replaced_and_the_task_runs(
