@@ -31,6 +31,10 @@ class Way(StrEnum):
     PROCESS = "process"
 
 
+# Each look at a member of an enumeration calls a function in Python 3.11: 0.4 µs, on every message.
+THREAD, PROCESS = Way.THREAD, Way.PROCESS
+
+
 @dataclass(frozen=True, slots=True)
 class Limits:
     """How long an attempt may take, all of them together, and what follows when one fails."""
@@ -131,7 +135,7 @@ class Handler:
     @property
     def needs_equipment(self) -> bool:
         """Whether an attempt has to wait for something of its own: a child process or a session."""
-        return self.way is Way.PROCESS or self.session_parameter is not None
+        return self.way is PROCESS or self.session_parameter is not None
 
     @property
     def resource_types(self) -> frozenset[type]:

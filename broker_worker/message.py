@@ -96,7 +96,9 @@ class Message:
     def trace_id(self) -> str | None:
         """The trace that this task belongs to, from a W3C `traceparent` header."""
         parent = self.headers.get("traceparent")
-        found = TRACEPARENT.fullmatch(parent) if isinstance(parent, str) else None
+        if not isinstance(parent, str):
+            return None
+        found = TRACEPARENT.fullmatch(parent)
         return found[1] if found else None
 
     @property
@@ -254,7 +256,7 @@ def publisher_headers(headers: Mapping[str, object]) -> dict[str, Scalar]:
 def _check_size(body: bytes, headers: Mapping[str, Scalar], max_body_bytes: int) -> None:
     if len(body) > max_body_bytes:
         raise OversizeError(f"the body has {len(body)} bytes, allowed are {max_body_bytes}")
-    if (size := headers_size(headers)) > MAX_HEADER_BYTES:
+    if headers and (size := headers_size(headers)) > MAX_HEADER_BYTES:
         raise OversizeError(f"the headers have {size} bytes, allowed are {MAX_HEADER_BYTES}")
 
 

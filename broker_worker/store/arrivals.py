@@ -33,7 +33,7 @@ from broker_worker.task import (
 from broker_worker.values import dataclass
 
 Value = TypeVar("Value")
-FIRST = Claimed(attempt=1, epoch=1)
+FIRST, RUNNING = Claimed(attempt=1, epoch=1), TaskState.RUNNING
 
 
 @dataclass(frozen=True, slots=True)
@@ -303,7 +303,7 @@ def _first_row(arrival: Arrival, key: int, worker: UUID, *, deadline_at: datetim
     return Task(
         key=key,
         id=message.task,
-        state=TaskState.RUNNING,
+        state=RUNNING,
         attempt=1,
         max_attempts=arrival.max_attempts,
         epoch=1,

@@ -31,6 +31,7 @@ class GroupCommit(Generic[Item, Result]):
         self._commit = commit
         self._key = key
         self._max_batch = max_batch
+        self._loop: asyncio.AbstractEventLoop | None = None
         self._waiting: deque[tuple[Item, asyncio.Future[Result]]] = deque()
         self._arrived = asyncio.Event()
         self._is_settled = asyncio.Event()
@@ -41,7 +42,9 @@ class GroupCommit(Generic[Item, Result]):
 
         Cancelled halfway, the write may still happen.
         """
-        committed: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
+        if self._loop is None:
+            self._loop = asyncio.get_running_loop()
+        committed: asyncio.Future[Result] = self._loop.create_future()
         self._waiting.append((item, committed))
         self._is_settled.clear()
         self._arrived.set()

@@ -23,7 +23,7 @@ from broker_worker.errors import (
     StoreUnavailableError,
 )
 from broker_worker.failure import Refusal
-from broker_worker.handler import Handler, Limits, LimitsByHandler, Way
+from broker_worker.handler import PROCESS, THREAD, Handler, Limits, LimitsByHandler
 from broker_worker.middleware import CallNext
 from broker_worker.outcome import Cancelled, Dead, Outcome, Postponed, Reason, Released, Succeeded
 from broker_worker.payload import Arguments
@@ -104,6 +104,7 @@ class Executor:
         self._clock = clock
         self._random = random
         self._left: set[asyncio.Task[Outcome]] = set()
+        self._running_loop: asyncio.AbstractEventLoop | None = None
 
     def execute(
         self,
@@ -120,7 +121,7 @@ class Executor:
         gave in or was left behind; the attempt then has no outcome. A handler that answers
         a cancellation by returning or by another error has one.
         """
-        hands = AttemptHands(claim, handler, stop=stop, tools=self._tools)
+        hands = AttemptHands(claim, handler, stop=stop, tools=self._tools, loop=self._loop)
         left = TimeLeft(claim.time_left, since=self._clock.monotonic())
         if handler.needs_equipment:
             return self._execute_equipped(handler, arguments, claim, hands, left=left, leave=leave)
@@ -148,6 +149,13 @@ class Executor:
                 run = self._begin(handler, arguments, claim, hands, left=left, fault=error)
                 outcome = await self._supervise(run, leave)
         return outcome
+
+    @property
+    def _loop(self) -> asyncio.AbstractEventLoop:
+        """The one loop of this process: to ask for the running one is a call of the system each time."""
+        if self._running_loop is None:
+            self._running_loop = asyncio.get_running_loop()
+        return self._running_loop
 
     def close(self) -> None:
         """Start no more threads and wait for none: their attempts are over."""
@@ -180,7 +188,7 @@ class Executor:
         self, handler: Handler, claim: Claim, hands: AttemptHands, *, left: TimeLeft, stack: AsyncExitStack
     ) -> ChildProcess | None:
         """Get what the attempt runs in or with, for as long as it takes."""
-        if handler.way is Way.PROCESS:
+        if handler.way is PROCESS:
             assert self._processes is not None  # noqa: S101 - app.py gives them where a handler wants them
             return await stack.enter_async_context(self._processes.child(memory_limit=handler.memory_limit))
         if handler.session_parameter is None:
@@ -235,16 +243,16 @@ class Executor:
     async def _supervise(self, run: Run, leave: Callable[[asyncio.Task[Outcome]], None]) -> Outcome:
         """Wait for the attempt, and ask it to end when its time is over or the worker's is."""
         name = f"{run.context.name} {run.context.task_id}"
-        inside = asyncio.get_running_loop().create_task(self._attempt(run), name=name)
+        inside = self._loop.create_task(self._attempt(run), name=name)
         run.hands.stop.tell(inside.cancel)
         try:
-            await _wait_for_end(inside, run.limits.timeout)
+            await _wait_for_end(self._loop, inside, run.limits.timeout)
             if not inside.done():
                 run.hands.stop.ask(StopReason.TIMEOUT)
-                await _wait_for_end(inside, HARD_AFTER)
+                await _wait_for_end(self._loop, inside, HARD_AFTER)
         except asyncio.CancelledError:
             run.hands.stop.ask(StopReason.SHUTDOWN)
-            await _wait_for_end(inside, SHUTDOWN_WAIT)
+            await _wait_for_end(self._loop, inside, SHUTDOWN_WAIT)
             if not inside.done():
                 self._leave(inside)
                 raise
@@ -318,7 +326,7 @@ class Executor:
         if handler.session_parameter is not None and run.hands.transaction is not None:
             keywords[handler.session_parameter] = run.hands.transaction.session
         function = self._resources.function(handler)
-        if handler.way is Way.THREAD:
+        if handler.way is THREAD:
             with run.hands.stop.unheard():  # a thread can't be cancelled: it asks its context
                 returned = await self._run_in_thread(lambda: function(**keywords))
         else:
@@ -330,8 +338,7 @@ class Executor:
 
     async def _run_in_thread(self, call: Callable[[], object]) -> object:
         inside = contextvars.copy_context()
-        loop = asyncio.get_running_loop()
-        future = loop.run_in_executor(self._threads, inside.run, _end_of, call)
+        future = self._loop.run_in_executor(self._threads, inside.run, _end_of, call)
         interruption: asyncio.CancelledError | None = None
         while not future.done():  # a thread can't be left while it holds its place: by a hook's timeout, say
             try:
@@ -401,9 +408,10 @@ class Executor:
         return outcome
 
 
-async def _wait_for_end(task: asyncio.Task[Outcome], limit: timedelta) -> None:
+async def _wait_for_end(
+    loop: asyncio.AbstractEventLoop, task: asyncio.Task[Outcome], limit: timedelta
+) -> None:
     """Return when `task` has ended or the time is over: `asyncio.wait` for one, at a third of its cost."""
-    loop = asyncio.get_running_loop()
     woken = loop.create_future()
 
     def wake(_: object = None) -> None:

@@ -33,8 +33,28 @@ class Tools:
 class AttemptHands:
     """One attempt's; satisfies `context.Hands`."""
 
-    def __init__(self, claim: Claim, handler: Handler, *, stop: Stop, tools: Tools) -> None:
-        """Make them on the event loop, where commits are awaited."""
+    __slots__ = (
+        "_claim",
+        "_handler",
+        "_loop",
+        "_tools",
+        "completed",
+        "is_completed",
+        "sent",
+        "stop",
+        "transaction",
+    )
+
+    def __init__(
+        self,
+        claim: Claim,
+        handler: Handler,
+        *,
+        stop: Stop,
+        tools: Tools,
+        loop: asyncio.AbstractEventLoop,
+    ) -> None:
+        """Take the event `loop` on which commits are awaited."""
         self.sent: list[Sent] = []
         self.completed: str | None = None  # the result, where the handler commits its own end
         self.is_completed = False
@@ -43,7 +63,7 @@ class AttemptHands:
         self._handler = handler
         self.stop = stop
         self._tools = tools
-        self._loop = asyncio.get_running_loop()
+        self._loop = loop
 
     @property
     def is_cancelled(self) -> bool:

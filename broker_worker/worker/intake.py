@@ -37,11 +37,14 @@ class Intake:
         self._emit = emit
         self._in_flight: set[asyncio.Task[None]] = set()
         self._is_open = True
+        self._loop: asyncio.AbstractEventLoop | None = None
 
     def take(self, delivery: Delivery) -> None:
         """Begin to carry a delivery; after `close` it is left to go back with its channel."""
         if self._is_open:
-            task = asyncio.get_running_loop().create_task(self._carry(delivery))
+            if self._loop is None:
+                self._loop = asyncio.get_running_loop()
+            task = self._loop.create_task(self._carry(delivery))
             self._in_flight.add(task)
             task.add_done_callback(self._in_flight.discard)
 

@@ -51,6 +51,8 @@ from broker_worker.worker.patience import Patience
 from broker_worker.worker.runs import Runs
 from broker_worker.worker.slots import Slot, Slots
 
+FREE = Lane.FREE
+
 
 @dataclass(frozen=True, slots=True)
 class Rules:
@@ -193,7 +195,12 @@ class Processor:
                 policy.max_attempts, refusal=Refusal(message.reason, message.failure)
             )
         handler = self._registry.lookup(message.task.name)
-        if delivery.poisoning is Poisoning.UNROUTABLE and message.task.queue not in self._rules.queues:
+        poisoning = delivery.poisoning
+        if (
+            poisoning is not None
+            and poisoning is Poisoning.UNROUTABLE
+            and message.task.queue not in self._rules.queues
+        ):
             failure = Failure("Unroutable", f"no queue has the routing key {message.task.queue[:100]!r}")
             return message, Prepared(policy.max_attempts, refusal=Refusal(Reason.UNROUTABLE, failure))
         if handler is None:
@@ -228,7 +235,7 @@ class Processor:
                 refusal=prepared.refusal,
                 poisoning=delivery.poisoning,
                 has_slot=slot.is_held,
-                lane=Lane.HELD if slot.is_alone else Lane.BUSY if self._lane.locked() else Lane.FREE,
+                lane=Lane.HELD if slot.is_alone else Lane.BUSY if self._lane.locked() else FREE,
                 keeps_reply=is_allowed(message.reply_to, self._rules.reply_to),
             )
             try:
