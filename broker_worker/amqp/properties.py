@@ -16,7 +16,8 @@ from uuid import uuid4
 from pamqp import commands, encode
 from pamqp.header import ContentHeader
 
-from broker_worker.amqp.safe_decoding import BrokenContentHeader, decode_header, read_table
+from broker_worker.amqp.quick_tables import read_quickly
+from broker_worker.amqp.safe_decoding import BrokenContentHeader, decode_header
 from broker_worker.errors import PublishError
 from broker_worker.message import Properties
 
@@ -107,10 +108,7 @@ def _decode_common(header: bytes) -> Properties | None:
     headers: dict[str, object] = {}
     for name in _fields(flags):
         if name == "headers":
-            at, table = read_table(header, at)
-            headers = {
-                key: bytes(each) if isinstance(each, bytearray) else each for key, each in table.items()
-            }
+            at, headers = read_quickly(header, at)
         elif name == "timestamp":
             timestamp, at = _moment(header, at), at + SECONDS.size
         elif name == "octet":

@@ -102,20 +102,6 @@ def decode_header(payload: bytes) -> ContentHeader:
     return header
 
 
-def read_table(data: bytes, offset: int) -> tuple[int, common.FieldTable]:
-    """Read a table that is as it should be; where it ends, and what is in it.
-
-    Raises:
-        ValueError: it can be read in part only.
-    """
-    reader = _Reader(data)
-    end, table = reader.property("headers", "table", offset)
-    if reader.problems:
-        raise ValueError(reader.problems[0])
-    assert isinstance(table, dict)  # noqa: S101 - what a table is read as
-    return end, table
-
-
 def _wrap(original: Unmarshal) -> _Wrapped:
     def unmarshal(data_in: bytes) -> Decoded:
         # index 0 is the frame's type; most frames are not headers, most headers are small and flat
