@@ -105,3 +105,22 @@ def test_it_says_where_the_table_ends() -> None:
     with pytest.raises(ValueError, match=r"without a value|reaches beyond|unusual"):
         read_quickly(table, 0)
     assert read_quickly(b"\0" + struct.pack(">I", 3) + b"\x01aV" + b"rest", 1) == (8, {"a": None})
+
+
+UNUSUAL = {
+    "a text that reaches beyond its table": b"\x01aS" + struct.pack(">I", 5) + b"xx",
+    "a number that reaches beyond its table": b"\x01aI\0\0",
+    "a moment after 2106": b"\x01aT" + struct.pack(">Q", 2**32),
+    "a type that nobody knows": b"\x01a?",
+}
+
+
+@pytest.mark.parametrize("table", UNUSUAL.values(), ids=UNUSUAL)
+def test_what_is_unusual_is_left_to_the_long_way(table: bytes) -> None:
+    with pytest.raises(ValueError, match=r"beyond the end|milliseconds|unusual"):
+        read_quickly(struct.pack(">I", len(table)) + table + b"more that follows", 0)
+
+
+def test_what_is_nested_very_deep_is_left_to_the_long_way() -> None:
+    with pytest.raises(ValueError, match="unusual"):
+        read_quickly(payload(nested(20))[14:], 0)
