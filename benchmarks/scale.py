@@ -22,5 +22,5 @@ class Scale:
 
 
 FULL = Scale("full", messages=20_000, rounds=4)  # with the measures 20 minutes
-QUICK = Scale("quick", messages=4_000, rounds=1)  # 2 minutes
+QUICK = Scale("quick", messages=3_000, rounds=1)  # 2 minutes
 SMOKE = Scale("smoke", messages=2_000, rounds=1)

@@ -103,13 +103,13 @@ class Retry:
 
 async def measure(servers: BenchServers, scale: Scale) -> list[Figure]:
     """Measure how fast the path is, and then how exact."""
-    tasks = scale.pick(full=10_000, quick=4_000, smoke=100)
+    tasks = scale.pick(full=10_000, quick=2_000, smoke=100)
     at_once = Policy(SHORTEST)
     failing, succeeding = [], []
     for _ in range(scale.pick(full=3, quick=1, smoke=1)):
         succeeding.append(tasks / await seconds_for(servers, "bench", tasks, at_once, attempts=1))
         failing.append(tasks / await seconds_for(servers, "fails_once", tasks, at_once, attempts=2))
-    spread = Policy(timedelta(seconds=scale.pick(full=24, quick=8, smoke=4)), SPREAD)
+    spread = Policy(timedelta(seconds=scale.pick(full=24, quick=4, smoke=4)), SPREAD)
     retries = await retried(servers, tasks, spread)
     return figures(median(failing), median(succeeding), retries, spread)
 

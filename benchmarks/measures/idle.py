@@ -14,7 +14,7 @@ from benchmarks.scale import Scale
 from benchmarks.servers import BenchServers
 
 GOAL = 1.0  # percent of a core
-SECONDS_TO_SETTLE = 2.0  # after its start
+SECONDS_TO_SETTLE = 6.0  # after its start: then each of its services has had a first turn
 
 
 async def measure(servers: BenchServers, scale: Scale) -> list[Figure]:
@@ -24,7 +24,7 @@ async def measure(servers: BenchServers, scale: Scale) -> list[Figure]:
         async with servers.place() as place:
             await prepare(place)
             async with daemon(place, Path(folder) / "daemon.log") as running:
-                await asyncio.sleep(SECONDS_TO_SETTLE)
+                await asyncio.sleep(scale.pick(full=SECONDS_TO_SETTLE, quick=SECONDS_TO_SETTLE, smoke=0.0))
                 began, used = time.monotonic(), processor_time.below(running.program.pid)
                 await asyncio.sleep(seconds)
                 used = processor_time.below(running.program.pid) - used

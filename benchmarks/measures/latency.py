@@ -76,8 +76,8 @@ class Subject:
 
 async def measure(servers: BenchServers, scale: Scale) -> list[Figure]:
     """Let both work in turns; a first turn of each warms up and is not counted."""
-    turns = scale.pick(full=10, quick=2, smoke=1)
-    seconds = scale.pick(full=2.0, quick=1.5, smoke=0.25)
+    turns = scale.pick(full=10, quick=1, smoke=1)
+    seconds = scale.pick(full=2.0, quick=2.0, smoke=0.25)
     taken: dict[Subject, list[float]] = {}
     fresh = count(1)
     with TemporaryDirectory(prefix="broker-worker-bench-") as folder:
