@@ -19,6 +19,9 @@ COLUMNS = (
 )
 
 
+_ENCODER = json.JSONEncoder(ensure_ascii=True, allow_nan=False)  # `json.dumps` would make one each time
+
+
 def to_task(row: Row[Any]) -> Task:
     """Read a row that was selected with `COLUMNS`."""
     return Task(
@@ -58,4 +61,4 @@ def dump_record(message: Message) -> str:
 
 def dump(value: object) -> str:
     """JSON that Postgres takes: ASCII only, so that a lone surrogate stays an escape."""
-    return json.dumps(value, ensure_ascii=True, allow_nan=False)
+    return _ENCODER.encode(value)
