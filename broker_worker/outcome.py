@@ -49,6 +49,7 @@ class Succeeded:
 
     result: str | None = None
     sent: tuple[Sent, ...] = ()
+    is_recorded: bool = field(default=False, compare=False)  # committed with the handler's transaction
 
 
 @dataclass(frozen=True, slots=True)

@@ -74,7 +74,32 @@ BY_INDEX = {"enable_seqscan": "off"}
 MOST_STATEMENTS = 100  # whose descriptions one connection keeps: ours are fewer, and their texts don't change
 
 
-class LimitedConnection(asyncpg.Connection):  # type: ignore[misc]  # the driver has no types
+class DescribingConnection(asyncpg.Connection):  # type: ignore[misc]  # the driver has no types
+    """Has each statement described by the server once, and not before each execution.
+
+    What has no name is parsed by the message that executes it, so nothing is left in the server.
+    """
+
+    def __init__(self, *args: object, **options: object) -> None:
+        super().__init__(*args, **options)
+        self._described: dict[str, PreparedStatement] = {}
+
+    async def prepare(self, query: str, **options: object) -> PreparedStatement:
+        """Find a statement's parameters and columns."""
+        found = self._described.get(query)
+        if found is None:
+            found = await super().prepare(query, **options)
+            if len(self._described) >= MOST_STATEMENTS:
+                del self._described[next(iter(self._described))]
+            self._described[query] = found
+        return found
+
+    def forget_descriptions(self) -> None:
+        """Ask anew: a migration may have changed what a statement returns."""
+        self._described.clear()
+
+
+class LimitedConnection(DescribingConnection):
     """Bounds what it asks of the server, in as few round trips as what lies between allows.
 
     Behind a pooler in transaction mode nothing may outlive a transaction: the limits are sent with each
@@ -87,7 +112,6 @@ class LimitedConnection(asyncpg.Connection):  # type: ignore[misc]  # the driver
 
     def __init__(self, *args: object, **options: object) -> None:
         super().__init__(*args, **options)
-        self._described: dict[str, PreparedStatement] = {}
         self._prepared: dict[str, PreparedStatement] = {}
 
     async def settle(self) -> None:
@@ -108,15 +132,6 @@ class LimitedConnection(asyncpg.Connection):  # type: ignore[misc]  # the driver
         status: str = await super().execute(query, *args, **options)
         return status
 
-    async def prepare(self, query: str, **options: object) -> PreparedStatement:
-        """Have a statement described, once; without a name it is parsed by the message that executes it."""
-        found = self._described.get(query)
-        if found is None:
-            found = await super().prepare(query, **options)
-            if len(self._described) < MOST_STATEMENTS:
-                self._described[query] = found
-        return found
-
     async def fetch_alone(self, query: str, *values: object) -> Sequence[Record]:
         """Run one statement as a transaction of its own."""
         rows: Sequence[Record]
@@ -136,6 +151,22 @@ class WorkersConnection(LimitedConnection):
     """One whose every statement is to go by an index."""
 
     settings: Mapping[str, str] = {**LIMITS, **BY_INDEX}
+
+
+class HandlersConnection(DescribingConnection):
+    """One for a handler's transaction, of which only the begin and the end are ours."""
+
+    opening = ""  # goes with a BEGIN, in one message
+    closing = ""  # goes before a COMMIT, in one message: if it raises, nothing is committed
+
+    async def execute(self, query: str, *args: object, **options: object) -> str:
+        """Execute; what begins or ends the transaction takes ours with it."""
+        if query.startswith("BEGIN"):
+            query = f"{query} {self.opening}"
+        elif query.startswith("COMMIT") and self.closing:
+            query = f"{self.closing}; {query}"
+        status: str = await super().execute(query, *args, **options)
+        return status
 
 
 class Database:
@@ -161,7 +192,7 @@ class Database:
         """Prepare a pool of at most `pool_size` connections; none is made yet.
 
         `reveal_url` is asked at each connect, so a rotated password is picked up. Without a
-        `command_timeout` nothing has limits: for transactions whose end another sees to.
+        `command_timeout` nothing has limits: for handlers' transactions, whose end another sees to.
         `by_index`: no statement is to read a whole table.
         """
         connect_args = {
@@ -320,7 +351,7 @@ def connector(
     by_index: bool = False,
 ) -> Callable[..., Any]:
     """Make a function that opens one connection as all of ours are; it raises what the driver raises."""
-    kind = asyncpg.Connection
+    kind: type[DescribingConnection] = HandlersConnection
     if command_timeout is not None:
         kind = WorkersConnection if by_index else LimitedConnection
 

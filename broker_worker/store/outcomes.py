@@ -24,8 +24,6 @@ from broker_worker.store.sending import write_sent
 from broker_worker.task import Task, TaskState
 from broker_worker.values import dataclass
 
-MARK = "broker_worker.claim"  # a setting of the server's, local to the transaction of a handler
-
 
 @dataclass(frozen=True, slots=True)
 class Ending:
@@ -41,38 +39,35 @@ class Successes:
     def __init__(self, schema: str, *, worker: UUID, keeps_payloads: bool) -> None:
         self._schema = schema
         self._worker = worker
-        self._keeps_payloads = keeps_payloads
+        self.keeps_payloads = keeps_payloads
         self._finishing = _finishing(schema)
 
-    async def finish(
-        self, connection: AsyncConnection, batch: Sequence[Ending], *, within: str | None = None
-    ) -> set[int]:
+    async def finish(self, connection: AsyncConnection, batch: Sequence[Ending]) -> set[int]:
         """Finish the rows whose claim still holds, by one statement that touches no indexed column.
 
-        `within` is what the transaction has set as `MARK`: where that is gone, no row is. Returns the keys.
+        Returns the keys.
         """
-        rows = await connection.execute(self._finishing, self._parameters(batch, within=within))
+        rows = await connection.execute(self._finishing, self._parameters(batch))
         return {row[0] for row in rows}
 
     async def finish_alone(self, database: Database, batch: Sequence[Ending]) -> set[int]:
         """Do the same by a transaction that holds nothing else."""
-        rows = await database.single(self._finishing, self._parameters(batch, within=None))
+        rows = await database.single(self._finishing, self._parameters(batch))
         return {row[0] for row in rows}
 
     def owes(self, batch: Sequence[Ending]) -> bool:
         """Whether any of these successes leaves something beside its row."""
-        return self._keeps_payloads or any(
+        return self.keeps_payloads or any(
             ending.claim.row.reply_to is not None or _sent(ending.outcome) for ending in batch
         )
 
-    def _parameters(self, batch: Sequence[Ending], *, within: str | None) -> dict[str, object]:
+    def _parameters(self, batch: Sequence[Ending]) -> dict[str, object]:
         return {
             "worker": self._worker,
             "keys": [ending.claim.key for ending in batch],
             "epochs": [ending.claim.epoch for ending in batch],
             "results": [_result(ending.outcome) for ending in batch],
-            "keeps": self._keeps_payloads,
-            "within": within,
+            "keeps": self.keeps_payloads,
         }
 
     async def lock_free(self, connection: AsyncConnection, batch: Sequence[Ending]) -> list[Ending]:
@@ -98,7 +93,7 @@ class Successes:
 
     async def owe(self, connection: AsyncConnection, finished: Sequence[Ending]) -> list[Owed]:
         """Write what successes leave beside their rows: bodies that are kept, what was sent, replies."""
-        if self._keeps_payloads:
+        if self.keeps_payloads:
             await self._keep_payloads(connection, finished)
         runs = [(ending.claim, _sent(ending.outcome)) for ending in finished]
         sent = await write_sent(connection, self._schema, runs, worker=self._worker)
@@ -138,7 +133,6 @@ def _finishing(schema: str) -> TextClause:
           FROM unnest(CAST(:keys AS bigint[]), CAST(:epochs AS int[]), CAST(:results AS text[]))
             AS n(key, epoch, result)
           WHERE t.key = n.key AND t.epoch = n.epoch AND t.worker = :worker AND t.state = 'running'
-            AND (CAST(:within AS text) IS NULL OR current_setting('{MARK}', true) = :within)
           RETURNING t.key, t.is_awaited
         ), dropped AS (
           DELETE FROM {schema}.payloads p USING done

@@ -15,6 +15,7 @@ LOCK_KEY = 0x62776D67  # one migration at a time; any number that is ours
 NO_RIGHT = "42501"
 NOT_THERE = frozenset({"42P01", "3F000"})  # undefined table, undefined schema
 COMPLETE = "complete(bigint, integer, uuid, json, text)"  # for handlers that commit by themselves
+FINISH = "finish(bigint, integer, uuid, json, text, boolean)"  # for those whose transaction is ours
 TABLES = ("tasks", "payloads", "attempts", "checkpoints", "dead_letters", "outbox", "workers")
 
 
@@ -58,6 +59,7 @@ def grants_sql(schema: str, role: str) -> str:
         f'GRANT SELECT ON "{schema}".{VERSION_TABLE} TO "{role}";',
         f'GRANT USAGE ON ALL SEQUENCES IN SCHEMA "{schema}" TO "{role}";',
         f'GRANT EXECUTE ON FUNCTION "{schema}".{COMPLETE} TO "{role}";',
+        f'GRANT EXECUTE ON FUNCTION "{schema}".{FINISH} TO "{role}";',
     )
     return "\n".join(lines) + "\n"
 

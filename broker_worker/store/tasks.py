@@ -83,6 +83,8 @@ class TaskStore:
             StoreUnavailableError: Postgres can't; whether it was written is not known.
             StoreDataError: Postgres refuses a value of this outcome.
         """
+        if isinstance(outcome, Succeeded) and outcome.is_recorded:
+            return outcome
         commits = self._successes if isinstance(outcome, Succeeded) else self._others
         while True:
             recorded = await commits.write(Ending(claim, outcome))

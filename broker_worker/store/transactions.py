@@ -14,10 +14,10 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Callable
 from datetime import timedelta
-from typing import NoReturn
+from secrets import token_hex
+from typing import Any, NoReturn, cast
 from uuid import UUID
 
-from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession, AsyncTransaction
 
@@ -35,15 +35,21 @@ from broker_worker.store.database import (
     COMMAND_TIMEOUT,
     FAULTS,
     Database,
+    HandlersConnection,
     first_line,
     sqlstate,
     unavailability,
 )
-from broker_worker.store.outcomes import MARK, Ending, Successes
+from broker_worker.store.outcomes import Ending, Successes
 
+MARK = "broker_worker.claim"  # a setting of the server's, local to the transaction of a handler
 MARGIN = timedelta(seconds=10)  # beyond the handler's time: the worker ends it first, and Postgres if not
 LONGEST_LIMIT = timedelta(days=24)  # Postgres counts milliseconds in 32 bits
-DOUBT = timedelta(seconds=15)  # for which Postgres keeps a transaction whose commit does not come
+CLAIM_LOST, NOT_BEGUN_HERE = "BW001", "BW002"  # SQLSTATEs of `finish`
+ENDED_BEFORE = (
+    "the transaction was over before the handler returned: it was committed or rolled back past the "
+    "session, or an error of a flush was swallowed outside begin_nested()"
+)
 ROLLBACK_WAIT = 5.0  # seconds; then the connection is closed instead
 
 # SQLSTATEs of an ending connection: 08, the server's own end, and a transaction that idled for too long
@@ -101,6 +107,7 @@ class Transaction:
     def __init__(
         self,
         connection: AsyncConnection,
+        driver: HandlersConnection,
         transaction: AsyncTransaction,
         *,
         claim: Claim,
@@ -110,6 +117,7 @@ class Transaction:
         owed: Callable[[list[Owed]], None],
     ) -> None:
         self._connection = connection
+        self._driver = driver
         self._transaction = transaction
         self._claim = claim
         self._fence = fence
@@ -117,6 +125,7 @@ class Transaction:
         self._successes = successes
         self._owed = owed
         self._checkpoint: str | None = None
+        self._is_committed = False
         self._session = HandlerSession(connection, join_transaction_mode="rollback_only")
 
     @property
@@ -148,46 +157,52 @@ class Transaction:
         """
         try:
             owed = await self._write(Ending(self._claim, outcome))
+            self._driver.closing = self._finishing(outcome)
             await self._transaction.commit()
         except FAULTS as error:
+            if (code := sqlstate(error)) == CLAIM_LOST:
+                raise ClaimLostError("the attempt is not this worker's any more") from None
+            if code == NOT_BEGUN_HERE:
+                raise HandlerEndedTransactionError(ENDED_BEFORE) from None
             if _is_connection_lost(error):
                 raise CommitUnknownError(f"the connection was lost: {first_line(error)}") from error
             raise
+        finally:
+            self._driver.closing = ""
+        self._is_committed = True
         self._owed(owed)
 
     async def _write(self, ending: Ending) -> list[Owed]:
-        await self._session.flush()
-        await self._check_is_ours()
+        session = self._session
+        if session.new or session.dirty or session.deleted:
+            await session.flush()
+        if not (self._transaction.is_active and self._driver.is_in_transaction()):
+            raise HandlerEndedTransactionError(ENDED_BEFORE)
         if self._checkpoint is not None:
             await save_checkpoint(self._connection, self._schema, self._claim, self._checkpoint)
-        owed = await self._successes.owe(self._connection, [ending])
-        if not await self._successes.finish(self._connection, [ending], within=self._fence):
-            raise ClaimLostError("the attempt is not this worker's any more: its transaction is rolled back")
-        return owed
+        return await self._successes.owe(self._connection, [ending]) if self._successes.owes([ending]) else []
 
-    async def _check_is_ours(self) -> None:
-        """See that the transaction is still the one that was begun; from here on it may not idle."""
-        if self._transaction.is_active:
-            rows = await self._connection.execute(
-                text(f"""
-                    SELECT current_setting('{MARK}', true) = :fence,
-                      set_config('idle_in_transaction_session_timeout', :doubt, true),
-                      set_config('enable_seqscan', 'off', true)"""),
-                {"fence": self._fence, "doubt": str(DOUBT // _MILLISECOND)},
-            )
-            if rows.one()[0]:
-                return
-        raise HandlerEndedTransactionError(
-            "the transaction was over before the handler returned: it was committed or rolled back past the "
-            "session, or an error of a flush was swallowed outside begin_nested()"
+    def _finishing(self, outcome: Succeeded) -> str:
+        """Write the statement that ends the task, for the message that commits: it has no parameters."""
+        row = self._claim.row
+        drops_body = row.has_body and not self._successes.keeps_payloads
+        return (
+            f"SELECT {self._schema}.finish({row.key}, {row.epoch}, '{row.worker}', "
+            f"{literal(outcome.result)}, '{self._fence}', {drops_body})"
         )
 
     async def roll_back(self) -> None:
         """Roll back what is not committed, and leave the connection fit for the next; never raises."""
+        if self._is_committed:
+            self._session.sync_session.close()  # there is nothing to be said to the server
+            return
+        self._driver.forget_descriptions()
         try:
             async with asyncio.timeout(ROLLBACK_WAIT):
                 await AsyncSession.close(self._session)
                 await self._connection.rollback()
+                if self._driver.is_in_transaction():  # a refused COMMIT is over for SQLAlchemy alone
+                    await self._driver.execute("ROLLBACK")
         except FAULTS:
             await self._connection.invalidate()
 
@@ -219,13 +234,14 @@ class Transactions:
         async with contextlib.AsyncExitStack() as stack:
             try:
                 connection = await stack.enter_async_context(self._database.connect())
-                begun = await _begin(connection, fence, limit)
+                driver, begun = await _begin(connection, fence, limit)
             except FAULTS as error:
                 if (detail := unavailability(error)) is not None:
                     raise StoreUnavailableError(detail) from error
                 raise
             transaction = Transaction(
                 connection,
+                driver,
                 begun,
                 claim=claim,
                 fence=fence,
@@ -239,19 +255,36 @@ class Transactions:
                 await transaction.roll_back()
 
 
-async def _begin(connection: AsyncConnection, fence: str, limit: timedelta) -> AsyncTransaction:
-    """Begin, with the handler's own limits in place of ours."""
-    milliseconds = str(min(limit + MARGIN, LONGEST_LIMIT) // _MILLISECOND)
+async def _begin(
+    connection: AsyncConnection, fence: str, limit: timedelta
+) -> tuple[HandlersConnection, AsyncTransaction]:
+    """Begin, with the handler's own limits in place of ours; a server that is away shows here."""
+    milliseconds = min(limit + MARGIN, LONGEST_LIMIT) // _MILLISECOND
+    raw = await connection.get_raw_connection()
+    driver, adapted = cast("HandlersConnection", raw.driver_connection), cast("Any", raw.dbapi_connection)
+    driver.opening = (
+        f"SELECT set_config('statement_timeout', '{milliseconds}', true), "
+        "set_config('lock_timeout', '0', true), "
+        f"set_config('idle_in_transaction_session_timeout', '{milliseconds}', true), "
+        f"set_config('{MARK}', '{fence}', true)"
+    )
     async with asyncio.timeout(COMMAND_TIMEOUT.total_seconds()):
         transaction = await connection.begin()
-        await connection.execute(
-            text(f"""
-                SELECT set_config('statement_timeout', :limit, true), set_config('lock_timeout', '0', true),
-                  set_config('idle_in_transaction_session_timeout', :limit, true),
-                  set_config('{MARK}', :fence, true)"""),
-            {"limit": milliseconds, "fence": fence},
-        )
-    return transaction
+        try:
+            # SQLAlchemy would begin with the first statement, which is the handler's
+            await adapted._start_transaction()  # noqa: SLF001
+        except adapted.dbapi.Error as error:
+            await connection.invalidate()
+            raise error.__cause__ from None
+    return driver, transaction
+
+
+def literal(result: str | None) -> str:
+    """Write a result, JSON, as an SQL constant that holds whatever it holds, by whatever settings."""
+    if result is None:
+        return "NULL"
+    quote = f"$r{token_hex(16)}$"  # nobody who wrote the result knows it
+    return f"{quote}{result}{quote}"
 
 
 def _is_connection_lost(error: Exception) -> bool:

@@ -309,6 +309,7 @@ class Executor:
             if run.hands.transaction is not None and isinstance(outcome, Succeeded):
                 failpoint.hit("committing")
                 await run.hands.transaction.commit(outcome)
+                outcome = replace(outcome, is_recorded=True)
                 failpoint.hit("committed")
         except (ClaimLostError, CommitUnknownError):
             return Released()  # what is true shows when this is recorded: the row is fenced

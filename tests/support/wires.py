@@ -237,10 +237,12 @@ class PostgresWatch:
         self._is_in_block |= statement.startswith("BEGIN")
         self._is_marked |= self._wires.is_marked(message)
         ends_itself = not self._is_in_block and message[:1] in {b"Q", b"S"}  # S: the end of what was prepared
-        if self._is_marked and (statement.startswith(("COMMIT", "END")) or ends_itself):
+        # an outcome in the transaction of its handler goes in one message with the commit
+        commits = statement.startswith(("COMMIT", "END")) or statement.endswith("COMMIT;")
+        if self._is_marked and (commits or ends_itself):
             await self._wires.pass_commit()
             self._is_marked = False
-        if statement.startswith(("COMMIT", "END", "ROLLBACK")) and not statement.startswith(TAKEN_BACK):
+        if commits or (statement.startswith("ROLLBACK") and not statement.startswith(TAKEN_BACK)):
             self._is_in_block = self._is_marked = False
 
 

@@ -592,7 +592,7 @@ async def test_a_connection_lost_before_the_commit_is_nobodys_fault(database_url
 
         async with here.transactions.open(claim, limit=LIMIT) as transaction:
             await insert(transaction.session)
-            cutter.cut_at = b"UPDATE"
+            cutter.cut_at = b".finish("
             with pytest.raises(CommitUnknownError):
                 await transaction.commit(Succeeded())
 
@@ -618,7 +618,7 @@ async def test_an_outcome_waits_for_a_transaction_whose_commit_is_on_its_way(dat
             async with here.inbox.database.transaction() as connection:
                 await connection.execute(text("SELECT pg_advisory_xact_lock(1)"))
                 group.create_task(transaction.commit(Succeeded()))
-                await until(lambda: here.is_waiting("COMMIT%"))
+                await until(lambda: here.is_waiting("%COMMIT%"))
                 recording = group.create_task(here.inbox.tasks.record(claim, Released()))
                 others = [await here.inbox.claim(a_message(f"other-{number}")) for number in (1, 2)]
                 for other in others:  # which the locked row does not hold up

@@ -6,6 +6,8 @@ by it. `other_state` is null before and after a plain success, so that its index
 not hinder that either. The guard against illegal steps looks after the update: before
 it, Postgres would lock each row once more, and log that.
 
+`finish` ends a task in the transaction of its handler, where the statement rides on the COMMIT.
+
 The new column rewrites `tasks`, which stays locked meanwhile: a minute for ten million rows.
 """
 
@@ -45,7 +47,20 @@ CREATE INDEX dead_letters_resolved ON {schema}.dead_letters (resolved_at) WHERE 
 
 CREATE INDEX dead_letters_keyless ON {schema}.dead_letters (message_id) WHERE task_key IS NULL;
 
-ALTER TABLE {schema}.workers ADD COLUMN swept_to bigint NOT NULL DEFAULT 0
+ALTER TABLE {schema}.workers ADD COLUMN swept_to bigint NOT NULL DEFAULT 0;
+
+CREATE FUNCTION {schema}.finish(
+  task_key bigint, task_epoch integer, task_worker uuid, task_result json, fence text, drops_body boolean
+) RETURNS void LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+  IF current_setting('broker_worker.claim', true) IS DISTINCT FROM fence THEN
+    RAISE EXCEPTION 'the transaction is not the one that was begun' USING ERRCODE = 'BW002';
+  END IF;
+  PERFORM {schema}.complete(task_key, task_epoch, task_worker, task_result, NULL);
+  IF drops_body THEN
+    DELETE FROM {schema}.payloads p WHERE p.task_key = finish.task_key;
+  END IF;
+END $$
 """
 
 
