@@ -43,7 +43,7 @@ class Relay:
         self._work.set()
 
     async def run_once(self) -> None:
-        """Take what is due, left by a dead worker, or left lying, as fast as it is confirmed, until it is all."""
+        """Take what is due, left by a dead worker, or left lying: all of it, as fast as it is confirmed."""
         while (room := IN_FLIGHT - self._load) > 0 and not self._is_draining:
             if await self._take(room) < room:
                 return
