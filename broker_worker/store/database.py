@@ -163,6 +163,7 @@ class HandlersConnection(DescribingConnection):
         """Execute; what begins or ends the transaction takes ours with it."""
         if query.startswith("BEGIN"):
             query = f"{query} {self.opening}"
+            options.setdefault("timeout", COMMAND_TIMEOUT.total_seconds())
         elif query.startswith("COMMIT") and self.closing:
             query = f"{self.closing}; {query}"
         status: str = await super().execute(query, *args, **options)

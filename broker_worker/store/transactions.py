@@ -18,8 +18,9 @@ from secrets import token_hex
 from typing import Any, NoReturn, cast
 from uuid import UUID
 
+from sqlalchemy import Connection, RootTransaction
 from sqlalchemy.exc import DBAPIError
-from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession, AsyncTransaction
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
 
 from broker_worker.errors import (
     BrokerWorkerError,
@@ -32,7 +33,6 @@ from broker_worker.outgoing import Owed
 from broker_worker.step import Claim
 from broker_worker.store.checkpoints import save_checkpoint
 from broker_worker.store.database import (
-    COMMAND_TIMEOUT,
     FAULTS,
     Database,
     HandlersConnection,
@@ -55,6 +55,8 @@ ROLLBACK_WAIT = 5.0  # seconds; then the connection is closed instead
 # SQLSTATEs of an ending connection: 08, the server's own end, and a transaction that idled for too long
 LOST_CLASSES = ("08", "57P")
 IDLED = "25P03"
+
+QUOTE = f"$r{token_hex(16)}$"  # begins and ends a constant
 
 _MILLISECOND = timedelta(milliseconds=1)
 
@@ -108,7 +110,7 @@ class Transaction:
         self,
         connection: AsyncConnection,
         driver: HandlersConnection,
-        transaction: AsyncTransaction,
+        transaction: RootTransaction,
         *,
         claim: Claim,
         fence: str,
@@ -158,7 +160,7 @@ class Transaction:
         try:
             owed = await self._write(Ending(self._claim, outcome))
             self._driver.closing = self._finishing(outcome)
-            await self._transaction.commit()
+            await self._connection.commit()
         except FAULTS as error:
             if (code := sqlstate(error)) == CLAIM_LOST:
                 raise ClaimLostError("the attempt is not this worker's any more") from None
@@ -191,10 +193,11 @@ class Transaction:
             f"{literal(outcome.result)}, '{self._fence}', {drops_body})"
         )
 
-    async def roll_back(self) -> None:
-        """Roll back what is not committed, and leave the connection fit for the next; never raises."""
+    async def end(self) -> None:
+        """Roll back what is not committed, and give the connection back, fit for the next; never raises."""
         if self._is_committed:
             self._session.sync_session.close()  # there is nothing to be said to the server
+            await self._connection.close()
             return
         self._driver.forget_descriptions()
         try:
@@ -205,6 +208,8 @@ class Transaction:
                     await self._driver.execute("ROLLBACK")
         except FAULTS:
             await self._connection.invalidate()
+        finally:
+            await self._connection.__aexit__(None, None, None)  # to the end, also while it is cancelled
 
 
 class Transactions:
@@ -230,34 +235,40 @@ class Transactions:
         Raises:
             StoreUnavailableError: at the entry, none could be begun.
         """
+        transaction = await self._begin(claim, limit)
+        try:
+            yield transaction
+        finally:
+            await transaction.end()
+
+    async def _begin(self, claim: Claim, limit: timedelta) -> Transaction:
+        connection: AsyncConnection | None = None
         fence = f"{claim.key}:{claim.epoch}"
-        async with contextlib.AsyncExitStack() as stack:
-            try:
-                connection = await stack.enter_async_context(self._database.connect())
-                driver, begun = await _begin(connection, fence, limit)
-            except FAULTS as error:
-                if (detail := unavailability(error)) is not None:
-                    raise StoreUnavailableError(detail) from error
-                raise
-            transaction = Transaction(
-                connection,
-                driver,
-                begun,
-                claim=claim,
-                fence=fence,
-                schema=self._database.schema,
-                successes=self._successes,
-                owed=self._owed,
-            )
-            try:
-                yield transaction
-            finally:
-                await transaction.roll_back()
+        try:
+            connection = await self._database.connect()
+            driver, begun = await _begin(connection, fence, limit)
+        except BaseException as error:
+            if connection is not None:  # nobody knows what has begun on it
+                await connection.invalidate()
+                await connection.__aexit__(None, None, None)
+            if isinstance(error, FAULTS) and (detail := unavailability(error)) is not None:
+                raise StoreUnavailableError(detail) from error
+            raise
+        return Transaction(
+            connection,
+            driver,
+            begun,
+            claim=claim,
+            fence=fence,
+            schema=self._database.schema,
+            successes=self._successes,
+            owed=self._owed,
+        )
 
 
 async def _begin(
     connection: AsyncConnection, fence: str, limit: timedelta
-) -> tuple[HandlersConnection, AsyncTransaction]:
+) -> tuple[HandlersConnection, RootTransaction]:
     """Begin, with the handler's own limits in place of ours; a server that is away shows here."""
     milliseconds = min(limit + MARGIN, LONGEST_LIMIT) // _MILLISECOND
     raw = await connection.get_raw_connection()
@@ -268,14 +279,12 @@ async def _begin(
         f"set_config('idle_in_transaction_session_timeout', '{milliseconds}', true), "
         f"set_config('{MARK}', '{fence}', true)"
     )
-    async with asyncio.timeout(COMMAND_TIMEOUT.total_seconds()):
-        transaction = await connection.begin()
-        try:
-            # SQLAlchemy would begin with the first statement, which is the handler's
-            await adapted._start_transaction()  # noqa: SLF001
-        except adapted.dbapi.Error as error:
-            await connection.invalidate()
-            raise error.__cause__ from None
+    toolkit = cast("Connection", connection.sync_connection)
+    transaction = toolkit.begin()  # says nothing to the server: SQLAlchemy does that with a statement
+    try:
+        await adapted._start_transaction()  # noqa: SLF001 - the first statement is the handler's, and too late
+    except adapted.dbapi.Error as error:
+        raise error.__cause__ from None
     return driver, transaction
 
 
@@ -283,7 +292,9 @@ def literal(result: str | None) -> str:
     """Write a result, JSON, as an SQL constant that holds whatever it holds, by whatever settings."""
     if result is None:
         return "NULL"
-    quote = f"$r{token_hex(16)}$"  # nobody who wrote the result knows it
+    quote = QUOTE
+    while quote in result:
+        quote = f"$r{token_hex(16)}$"
     return f"{quote}{result}{quote}"
 
 

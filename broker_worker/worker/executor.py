@@ -173,7 +173,7 @@ class Executor:
     ) -> ChildProcess | None:
         """Get what the attempt needs; asked to end meanwhile, go on without it."""
         waiting = asyncio.timeout(None)
-        hands.stop.tell(lambda: waiting.reschedule(asyncio.get_running_loop().time()))
+        hands.stop.tell(lambda: waiting.reschedule(self._loop.time()))
         try:
             async with waiting:
                 return await self._equip(handler, claim, hands, left=left, stack=stack)
