@@ -10,7 +10,7 @@ import hashlib
 import linecache
 import re
 from collections import deque
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
 from types import CodeType, TracebackType
@@ -22,6 +22,7 @@ from broker_worker.outcome import Failure, Reason
 MAX_MESSAGE_BYTES = 1024
 MAX_TRACEBACK_BYTES = 16 * 1024
 MAX_TYPE_BYTES = 200
+MAX_CHARACTER_BYTES = 4  # of UTF-8
 SHOWN_ERRORS = 10  # of a validation; a body of 1 MiB can hold half a million
 SHOWN_LINKS = 8  # of a chain of causes
 SHOWN_MEMBERS = 5  # of an exception group, at each of two levels
@@ -58,6 +59,8 @@ def describe(error: BaseException) -> Failure:
 
 def clean(text: str, limit: int) -> str:
     """Make `text` storable: no NUL, no lone surrogate, at most `limit` bytes of UTF-8. Idempotent."""
+    if len(text) <= limit and text.isascii() and "\0" not in text:  # nearly all: no need to encode
+        return text
     shortened = _UNSTORABLE.sub(REPLACEMENT, text[: limit + 1])  # a character has at least one byte
     encoded = shortened.encode()
     if len(encoded) <= limit:
@@ -120,6 +123,8 @@ def _traceback(error: BaseException) -> str | None:
 
 def _ends(text: str, limit: int) -> str:
     """Keep the head and the longer tail of what is too long."""
+    if len(text) * MAX_CHARACTER_BYTES <= limit:
+        return text
     encoded = text.encode()
     if len(encoded) <= limit:
         return text
@@ -155,10 +160,14 @@ def _frame_lines(traceback: TracebackType | None) -> Iterator[str]:
     if frames:
         yield "Traceback (most recent call last):"
     for code, line in frames:
-        yield f'  File "{code.co_filename}", line {line}, in {code.co_name}'
-        source = linecache.getline(code.co_filename, line).strip()
-        if source:
-            yield f"    {source}"
+        yield _shown_frame(code.co_filename, line, code.co_name)
+
+
+@lru_cache(1000)  # handlers fail in the same places again and again
+def _shown_frame(path: str, line: int, name: str) -> str:
+    source = linecache.getline(path, line).strip()
+    place = f'  File "{path}", line {line}, in {name}'
+    return f"{place}\n    {source}" if source else place
 
 
 def _frames(traceback: TracebackType | None) -> list[tuple[CodeType, int]]:
@@ -199,13 +208,13 @@ def _fingerprint(error: BaseException) -> str | None:
         frames = next(filter(None, (_frames(link.__traceback__) for link in _chain(error))), [])
     except Exception:  # noqa: BLE001 - as in _traceback
         return None
-    places = [f"{_file_name(code.co_filename)}:{code.co_name}" for code, _ in frames[-FINGERPRINT_FRAMES:]]
-    return fingerprint(*kinds, *places)
+    places = [(code.co_filename, code.co_name) for code, _ in frames[-FINGERPRINT_FRAMES:]]
+    return _fingerprint_of(tuple(kinds), tuple(places))
 
 
-@lru_cache(1000)  # the files of handlers fail again and again
-def _file_name(path: str) -> str:
-    return Path(path).name
+@lru_cache(1000)
+def _fingerprint_of(kinds: Sequence[str], places: Sequence[tuple[str, str]]) -> str:
+    return fingerprint(*kinds, *(f"{Path(path).name}:{name}" for path, name in places))
 
 
 def _qualified(error: BaseException) -> str:

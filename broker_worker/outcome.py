@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import field
 from datetime import timedelta
 from enum import StrEnum
 from typing import TYPE_CHECKING
+
+from broker_worker.values import dataclass
 
 if TYPE_CHECKING:
     from broker_worker.sending import Sent  # whose messages know the reasons from here

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import field
 from datetime import timedelta
 from enum import StrEnum
 from uuid import UUID, uuid5
 
 from broker_worker.message import Message, Properties, copy_properties
 from broker_worker.sending import SentEvent
+from broker_worker.values import dataclass
 
 EVENT_ID = "bw-event-id"
 _NAMESPACE = UUID("b3f6d0a4-6a0c-4a53-8a54-3e1b7f0f2c95")

@@ -129,15 +129,17 @@ class LogSubscriber:
         if not self._logger.isEnabledFor(logging.WARNING):
             return
         failure = outcome.failure
-        traceback = failure.traceback if self._shows_tracebacks else None
-        line = {
-            **fields,
-            "retry_in_s": round(outcome.delay.total_seconds(), 3),
-            **_given(reason=outcome.reason),
-            **_failure(failure),
-            **_given(exception=traceback),
-            "event": "attempt failed",
-        }
+        line = {**fields, "retry_in_s": round(outcome.delay.total_seconds(), 3)}
+        if outcome.reason is not None:
+            line["reason"] = outcome.reason
+        line["error_type"] = failure.error_type
+        if failure.message:
+            line["error"] = failure.message
+        if failure.fingerprint:
+            line["fingerprint"] = failure.fingerprint
+        if self._shows_tracebacks and failure.traceback:
+            line["exception"] = failure.traceback
+        line["event"] = "attempt failed"
         self._logger.handle(
             self._logger.makeRecord(
                 LOGGER,

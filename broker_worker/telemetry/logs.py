@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable, Iterable, Mapping, MutableMapping
 from contextlib import suppress
 from datetime import UTC, datetime
-from typing import TextIO
+from typing import TextIO, cast
 
 import structlog
 from structlog.stdlib import ProcessorFormatter
@@ -28,9 +28,11 @@ WIRE = ("aiormq", "aio_pika", "pamqp")
 REPETITIONS = ("error when creating transport: %r",)
 RESERVED = frozenset({"timestamp", "level", "message", "event", "logger", "exception"})
 LIBRARY = frozenset(logging.makeLogRecord({}).__dict__) | {"message", "asctime", "taskName"}
+PRIVATE = LIBRARY | {"_logger", "_name"}  # what structlog adds to a record
 MANY_LINES = ("exception", "stack")
 FIRST = ("timestamp", "level", "message", "logger", "task", "task_id", "trace_id")  # the others as they come
 
+QUOTED = json.encoder.encode_basestring_ascii  # what `json.dumps` makes of a text
 Fields = Mapping[str, object]
 _PLACEHOLDER = re.compile(r"%(\([^)]*\))?[-#0 +]*[\d*]*(\.[\d*]+)?[a-zA-Z]")
 
@@ -104,11 +106,15 @@ class Assembly:
             "logger": record.name,
         }
         self._add(fields, event)
-        self._add(fields, {k: v for k, v in vars(record).items() if k not in LIBRARY and k[0] != "_"})
-        self._add(fields, {k: v for k, v in self._task_fields().items() if k not in fields})
+        record_fields = vars(record)
+        if not record_fields.keys() <= PRIVATE:
+            extra = {k: v for k, v in record_fields.items() if k not in LIBRARY and k[0] != "_"}
+            self._add(fields, extra)
+        if task_fields := self._task_fields():
+            self._add(fields, {k: v for k, v in task_fields.items() if k not in fields})
         if error is not None:
             self._add_error(fields, error, is_from_wire=_is_from(WIRE, record))
-        return {name: fields[name] for name in (*FIRST, *fields) if name in fields}
+        return {name: fields[name] for name in FIRST if name in fields} | fields
 
     def _add(self, fields: dict[str, object], more: Fields) -> None:
         for name, value in more.items():
@@ -129,7 +135,7 @@ class Assembly:
 
 def render_json(_: object, __: str, event: MutableMapping[str, object]) -> str:
     """Write one line of ASCII: every control character is escaped."""
-    return json.dumps(event)
+    return "{" + ", ".join([f"{QUOTED(name)}: {_json(value)}" for name, value in event.items()]) + "}"
 
 
 class Console:
@@ -230,7 +236,10 @@ class _Handler(logging.StreamHandler[TextIO]):
         self._encoding = getattr(stream, "encoding", None) or "utf-8"
 
     def format(self, record: logging.LogRecord) -> str:
-        return super().format(record).encode(self._encoding, "backslashreplace").decode(self._encoding)
+        line = super().format(record)
+        if line.isascii():
+            return line
+        return line.encode(self._encoding, "backslashreplace").decode(self._encoding)
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - logging's name
         if isinstance(sys.exception(), OSError):
@@ -265,6 +274,14 @@ def _error(given: object) -> BaseException | None:
             return sys.exception()
         case _:
             return None
+
+
+def _json(value: object) -> str:
+    """Write one value; for a text or a number, as nearly all are, `json.dumps` would make an encoder."""
+    kind = type(value)
+    if kind is str:
+        return QUOTED(cast("str", value))
+    return repr(value) if kind is int else json.dumps(value)
 
 
 def _timestamp(record: logging.LogRecord) -> str:

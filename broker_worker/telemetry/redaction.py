@@ -19,6 +19,8 @@ DEEPEST = 6  # levels of a nested value
 MOST_MEMBERS = 200  # of one collection
 MIN_SECRET = 3  # characters; less can't be told from ordinary text
 MOST_NAMES = 500  # of fields that are remembered: few names are on nearly all lines
+MOST_TEXTS = 1000  # that are remembered
+LONGEST_REMEMBERED = 200  # characters of such a text
 MIN_EMBEDDED_SECRET = 8  # shorter ones are masked as whole words only: `guest` is in `guesthouse`
 
 # Up to the last @ of the word: a password may hold any of / ? # : @ where somebody forgot to encode it.
@@ -39,6 +41,7 @@ class Redactor:
         self._spellings: frozenset[str] = frozenset()
         self._known: re.Pattern[str] | None = None
         self._text_by_name: dict[str, str] = {}
+        self._shown_by_text: dict[str, str] = {}
         for secret in secrets:
             self.learn(secret)
 
@@ -56,9 +59,23 @@ class Redactor:
         longest_first = sorted(self._spellings, key=len, reverse=True)
         self._known = re.compile("|".join(map(_pattern, longest_first))) if longest_first else None
         self._text_by_name = {}
+        self._shown_by_text = {}
 
     def text(self, text: str) -> str:
-        """Mask what must not be seen in `text`, and cut what is too long."""
+        """Mask what must not be seen in `text`, and cut what is too long.
+
+        Short ones are remembered for a while: when a service is down, lines differ in little but their task.
+        """
+        if len(text) > LONGEST_REMEMBERED or type(text) is not str:  # another's type may hash as it likes
+            return self._masked(text)
+        shown = self._shown_by_text.get(text)
+        if shown is None:
+            if len(self._shown_by_text) >= MOST_TEXTS:
+                self._shown_by_text.clear()
+            shown = self._shown_by_text[text] = self._masked(text)
+        return shown
+
+    def _masked(self, text: str) -> str:
         text = text[: 2 * LONGEST_TEXT]  # cut for good only once the masks are on: half a secret is one, too
         if self._known is not None:
             text = self._known.sub(MASK, text)
@@ -74,10 +91,10 @@ class Redactor:
     def value(self, value: object, *, depth: int = DEEPEST) -> object:
         """Make any value one that JSON can hold, without secrets."""
         match value:
-            case bool() | int() | float() | None:
-                return value
             case str():
                 return self.text(value)
+            case bool() | int() | float() | None:
+                return value
             case bytes() | bytearray() | memoryview():
                 return f"<{len(value)} bytes>"  # a body, most likely
             case _ if depth == 0:

@@ -278,6 +278,16 @@ def test_a_secret_learnt_later_is_masked_from_then_on(lines: Lines) -> None:
     assert lines.only["message"] == "now ***"
 
 
+def test_a_secret_is_masked_also_in_a_line_that_was_written_before_it_was_learnt(lines: Lines) -> None:
+    lines.configure()
+    log.warning("now rotated-secret")
+    lines.redactor.learn("rotated-secret")
+
+    log.warning("now rotated-secret")
+
+    assert [line["message"] for line in lines.all] == ["now rotated-secret", "now ***"]
+
+
 def test_a_short_secret_is_masked_as_a_word_only(lines: Lines) -> None:
     lines.configure(secrets=("amqp://guest:guest@localhost",))
 
