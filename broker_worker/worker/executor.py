@@ -256,6 +256,9 @@ class Executor:
             if not inside.done():
                 self._leave(inside)
                 raise
+        finally:
+            if inside.done():
+                run.hands.stop.forget()
         if inside.cancelled():  # before its first step, or by the handler itself in its last
             return self._ended_by(run, asyncio.CancelledError())
         if inside.done():

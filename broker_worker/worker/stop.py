@@ -36,6 +36,13 @@ class Stop:
         if self.reason is not None:
             end()
 
+    def forget(self) -> None:
+        """Tell nobody any more: the attempt is over.
+
+        Its task holds this by its context, and this held the task: a cycle that only the collector frees.
+        """
+        self._end = None
+
     @contextmanager
     def unheard(self) -> Iterator[None]:
         """Tell nothing while this is entered: what runs then looks at `reason` itself."""

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import gc
 import logging
 import threading
 from collections.abc import Awaitable, Callable, Iterator
@@ -442,3 +443,36 @@ def test_another_attempt_follows_exactly_while_the_policy_allows_one(
     assert isinstance(outcome, Postponed) == (attempt < max_attempts)
     if isinstance(outcome, Postponed):
         assert timedelta(0) <= outcome.delay <= policy.max_delay
+
+
+# --- what is left behind ----------------------------------------------------------------
+
+
+async def succeeds() -> str:
+    return "done"
+
+
+async def waits() -> None:
+    await asyncio.sleep(0)
+
+
+async def fails() -> None:
+    raise ValueError("no")
+
+
+@pytest.mark.parametrize("function", [succeeds, waits, fails])
+async def test_an_attempt_leaves_nothing_that_only_the_cycle_collector_frees(
+    bench: Bench, function: Callable[[], Awaitable[object]]
+) -> None:
+    handler = handler_of(function)
+    await bench.execute(handler)
+    gc.collect()
+    gc.disable()
+    try:
+        for _ in range(50):
+            await bench.execute(handler)
+        left = gc.collect()
+    finally:
+        gc.enable()
+
+    assert left < 50
