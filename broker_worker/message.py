@@ -108,7 +108,9 @@ class Message:
 
     def digest(self) -> bytes:
         """Tell two messages with one identity apart: SHA-256 over media type and body."""
-        return hashlib.sha256(self.media_type.encode() + b"\0" + self.body).digest()
+        digest = hashlib.sha256(self.media_type.encode() + b"\0")
+        digest.update(self.body)
+        return digest.digest()
 
 
 @dataclass(frozen=True, slots=True)
