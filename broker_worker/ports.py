@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -11,6 +11,7 @@ from uuid import UUID
 
 from broker_worker.context import BaseContext
 from broker_worker.dead_letter import DeadLetter
+from broker_worker.errors import PublishError
 from broker_worker.handler import Handler, Limits
 from broker_worker.message import Properties
 from broker_worker.outcome import Outcome, Succeeded
@@ -58,6 +59,13 @@ class Publisher(Protocol):
 
         Raises:
             PublishError: it was returned, refused, or not confirmed in time (30 s); it may be sent twice.
+        """
+
+    def begin(self, outgoing: Outgoing, done: Callable[[PublishError | None], None]) -> bool:
+        """Publish at once where only the confirm is to be waited for, and answer whether that is so.
+
+        Then `done` is called once, later, with nothing or with what `publish` would raise; else nothing is
+        sent, and `publish` is the way.
         """
 
 

@@ -14,6 +14,8 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import timedelta
 
 import aiormq
 from aiormq.exceptions import DeliveryError
@@ -21,7 +23,7 @@ from aiormq.exceptions import DeliveryError
 from broker_worker.amqp.channel import open_channel
 from broker_worker.amqp.connection import Connection, Link
 from broker_worker.amqp.consumer import Declare
-from broker_worker.amqp.failures import translated
+from broker_worker.amqp.failures import describe, translated
 from broker_worker.amqp.properties import EncodedProperties, encode_properties, short
 from broker_worker.amqp.publishing_channel import PublishingChannel, ReturnedError
 from broker_worker.amqp.topology import Topology, choose_rung
@@ -30,10 +32,12 @@ from broker_worker.events import Emit, TopologyRepaired
 from broker_worker.outgoing import Kind, Outgoing
 
 DEADLINE = 30.0  # seconds for one publish, the wait for a connection included
-UNCONFIRMED = 200  # publishes at once; more wait, so that trouble shows as latency and not as memory
+UNCONFIRMED = 200  # at once, each of those begun and awaited; so trouble shows as latency, not as memory
 LARGE_BODY = 1024 * 1024  # bytes from which on a body has another channel
 FRAME_OVERHEAD = 20  # bytes of a header frame around the properties
 MOST_CHANNELS = 300  # beside those in use; the broker grants 2047 by default
+NO_DELAY = timedelta(0)
+COPY, DEAD_LETTER, REPLY, EVENT = Kind.COPY, Kind.DEAD_LETTER, Kind.REPLY, Kind.EVENT  # looked up once: slow
 REPAIR_INTERVAL = 1.0  # seconds between two repairs of the topology
 
 
@@ -60,6 +64,11 @@ class Publisher:
         self._deadline = deadline
         self._most_channels = most_channels
         self._slots = asyncio.BoundedSemaphore(UNCONFIRMED)
+        self._begun: dict[asyncio.Future[None], _Begun] = {}  # from the oldest on
+        self._giving_up: asyncio.TimerHandle | None = None
+        self._tasks_exchange = topology.tasks_exchange
+        self._dead_letter_exchange = topology.dead_letter_exchange
+        self._exchange_by_rung = {rung: topology.delay(rung) for rung in topology.rungs}
         self._connection: Connection | None = None
         self._connected = asyncio.Event()
         self._repair_is_wanted = asyncio.Event()
@@ -82,33 +91,104 @@ class Publisher:
         """
         properties = encode_properties(outgoing.properties)
         exchange, routing_key = self._destination(outgoing)
-        what = f"publishing to {exchange or 'the default exchange'} with key {routing_key!r}"
         try:
-            with translated(what):
+            with translated(_what(exchange, routing_key)):
                 async with asyncio.timeout(self._deadline), self._slots:
                     await self._connected.wait()
                     await self._publish(exchange, routing_key, properties, outgoing)
         except PublishError:
             raise
         except BrokerUnavailableError as error:
-            is_ours = outgoing.kind is not Kind.EVENT
-            if is_ours and isinstance(error.__cause__, aiormq.ChannelNotFoundEntity):
-                self._repair_is_wanted.set()
+            self._repair_after(error.__cause__, outgoing)
             raise PublishError(str(error)) from error
 
+    def begin(self, outgoing: Outgoing, done: Callable[[PublishError | None], None]) -> bool:
+        """Publish at once, without a task and a timer for it, where only the confirm is to be waited for.
+
+        Then `done` is called once, later, with nothing or with what `publish` would raise. Else the answer
+        is false, nothing is sent, and `publish` is the way: there is no connection, no channel or no room,
+        the body is large, or something is wrong with the message.
+        """
+        connection = self._connection
+        if connection is None or len(self._begun) >= UNCONFIRMED:
+            return False
+        try:
+            properties = encode_properties(outgoing.properties)
+            exchange, routing_key = self._destination(outgoing)
+            key = (exchange, False)
+            shared = self._channels.get(key)
+            if (
+                shared is None
+                or shared.opened_channel is None
+                or len(properties.encoded) + FRAME_OVERHEAD > connection.wire.connection_tune.frame_max
+            ):
+                return False
+            confirmed = shared.opened_channel.begin(
+                outgoing.body,
+                exchange=exchange,
+                routing_key=routing_key,
+                properties=properties,
+                mandatory=outgoing.kind is not EVENT,
+            )
+        except PublishError:
+            return False
+        if confirmed is None:
+            return False
+        self._channels[key] = self._channels.pop(key)  # the last used comes last
+        shared.users += 1
+        loop = confirmed.get_loop()
+        self._begun[confirmed] = _Begun(outgoing, exchange, shared, done, loop.time() + self._deadline)
+        confirmed.add_done_callback(self._on_answer)
+        if self._giving_up is None:
+            self._giving_up = loop.call_later(self._deadline, self._give_up, loop)
+        return True
+
+    def _on_answer(self, confirmed: asyncio.Future[None]) -> None:
+        begun = self._begun.pop(confirmed)
+        begun.shared.users -= 1
+        error = confirmed.exception()
+        begun.done(None if error is None else self._failure(begun, error))
+
+    def _failure(self, begun: _Begun, error: BaseException) -> PublishError:
+        outgoing = begun.outgoing
+        self._repair_after(error, outgoing)
+        match error:
+            case ReturnedError() | DeliveryError():
+                text = _refusal(error, outgoing.routing_key)
+            case BrokerUnavailableError():
+                text = str(error)
+            case _:
+                text = f"{_what(begun.exchange, outgoing.routing_key)}: {describe(error)}"
+        failure = PublishError(text)
+        failure.__cause__ = error
+        return failure
+
+    def _give_up(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Let nobody wait beyond the deadline. One timer serves all: it is set for the oldest."""
+        self._giving_up = None
+        for confirmed, begun in list(self._begun.items()):
+            if begun.deadline > loop.time():
+                self._giving_up = loop.call_at(begun.deadline, self._give_up, loop)
+                return
+            if not confirmed.done():
+                confirmed.set_exception(TimeoutError())
+
+    def _repair_after(self, error: BaseException | None, outgoing: Outgoing) -> None:
+        if outgoing.kind is not EVENT and isinstance(error, aiormq.ChannelNotFoundEntity):
+            self._repair_is_wanted.set()
+
     def _destination(self, outgoing: Outgoing) -> tuple[str, str]:
-        match outgoing.kind:
-            case Kind.COPY if outgoing.delay.total_seconds() > 0:
-                rung = choose_rung(outgoing.delay, self._draw(), self._topology.rungs)
-                return self._topology.delay(rung), outgoing.routing_key
-            case Kind.COPY:
-                return self._topology.tasks_exchange, outgoing.routing_key
-            case Kind.DEAD_LETTER:
-                return self._topology.dead_letter_exchange, short(outgoing.routing_key)
-            case Kind.REPLY:
-                return "", outgoing.routing_key
-            case Kind.EVENT:
-                return _short_enough(outgoing.exchange or ""), _short_enough(outgoing.routing_key)
+        kind = outgoing.kind
+        if kind is COPY:
+            if outgoing.delay <= NO_DELAY:
+                return self._tasks_exchange, outgoing.routing_key
+            rung = choose_rung(outgoing.delay, self._draw(), self._topology.rungs)
+            return self._exchange_by_rung[rung], outgoing.routing_key
+        if kind is DEAD_LETTER:
+            return self._dead_letter_exchange, short(outgoing.routing_key)
+        if kind is REPLY:
+            return "", outgoing.routing_key
+        return _short_enough(outgoing.exchange or ""), _short_enough(outgoing.routing_key)
 
     async def _publish(
         self, exchange: str, routing_key: str, properties: EncodedProperties, outgoing: Outgoing
@@ -128,12 +208,10 @@ class Publisher:
                     exchange=exchange,
                     routing_key=routing_key,
                     properties=properties,
-                    mandatory=outgoing.kind is not Kind.EVENT,
+                    mandatory=outgoing.kind is not EVENT,
                 )
-        except ReturnedError as error:
-            raise PublishError(f"returned by the broker: no queue for key {routing_key!r}") from error
-        except DeliveryError as error:
-            raise PublishError(f"refused by the broker: {error}") from error
+        except (ReturnedError, DeliveryError) as error:
+            raise PublishError(_refusal(error, routing_key)) from error
 
     async def _shared(self, key: tuple[str, bool]) -> _SharedChannel:
         """Find the channel for `key`; those that were not used for longest give way to a new one."""
@@ -182,11 +260,16 @@ class _SharedChannel:
     def __init__(self) -> None:
         self._channel: PublishingChannel | None = None
         self._opening = asyncio.Lock()
-        self._users = 0
+        self.users = 0
 
     @property
     def is_in_use(self) -> bool:
-        return self._users > 0
+        return self.users > 0
+
+    @property
+    def opened_channel(self) -> PublishingChannel | None:
+        """The channel, open or not."""
+        return self._channel
 
     @property
     def channel(self) -> PublishingChannel | None:
@@ -195,10 +278,10 @@ class _SharedChannel:
 
     def __enter__(self) -> None:
         """Be in use until the end of the block."""
-        self._users += 1
+        self.users += 1
 
     def __exit__(self, *_: object) -> None:
-        self._users -= 1
+        self.users -= 1
 
     def lose(self) -> None:
         """Let nobody wait for confirms any more: the library does not always tell them."""
@@ -217,6 +300,27 @@ class _SharedChannel:
                 self._channel = await open_channel(connection.wire, PublishingChannel)
             assert self._channel is not None  # noqa: S101 - by one of us
             return self._channel
+
+
+@dataclass(slots=True, eq=False)
+class _Begun:
+    """A publish that waits for nothing but its confirm."""
+
+    outgoing: Outgoing
+    exchange: str
+    shared: _SharedChannel
+    done: Callable[[PublishError | None], None]
+    deadline: float
+
+
+def _what(exchange: str, routing_key: str) -> str:
+    return f"publishing to {exchange or 'the default exchange'} with key {routing_key!r}"
+
+
+def _refusal(error: BaseException, routing_key: str) -> str:
+    if isinstance(error, ReturnedError):
+        return f"returned by the broker: no queue for key {routing_key!r}"
+    return f"refused by the broker: {error}"
 
 
 def _short_enough(text: str) -> str:

@@ -11,6 +11,7 @@ import asyncio
 import struct
 from collections import OrderedDict
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import NamedTuple
 
 import aiormq.abc
@@ -64,9 +65,13 @@ class PublishingChannel(OwnChannel):
             Exception: the channel is lost; what the library raises then.
         """
         pieces = self._frames(exchange, routing_key, properties, body, mandatory=mandatory)
+        if not self._can_send:
+            raise ChannelInvalidStateError("the channel is closed")
         if len(body) < LARGE_WRITE:
             return await self._send(pieces, properties)
         async with self._one_at_a_time:
+            if not self._can_send:
+                raise ChannelInvalidStateError("the channel is closed")
             confirmed = self._send(pieces, properties)
             self._written = self.loop.create_future()
             try:
@@ -76,6 +81,19 @@ class PublishingChannel(OwnChannel):
                     confirmed.exception()  # is the same, and nobody else looks
                 raise
         return await confirmed
+
+    def begin(
+        self, body: bytes, *, exchange: str, routing_key: str, properties: EncodedProperties, mandatory: bool
+    ) -> asyncio.Future[None] | None:
+        """Publish a small body and answer with what ends as `publish` does; nothing where it can't be done.
+
+        Raises:
+            PublishError: AMQP can't carry the names.
+        """
+        if len(body) >= LARGE_WRITE or not self._can_send:
+            return None
+        pieces = self._frames(exchange, routing_key, properties, body, mandatory=mandatory)
+        return self._send(pieces, properties)
 
     def lose(self, error: Exception) -> None:
         """Tell all who wait that nothing will be confirmed any more."""
@@ -96,9 +114,11 @@ class PublishingChannel(OwnChannel):
         self._takes_more = False
         await super().close(exc, timeout)
 
+    @property
+    def _can_send(self) -> bool:
+        return self._takes_more and self.is_alive
+
     def _send(self, pieces: Sequence[Piece], properties: EncodedProperties) -> asyncio.Future[None]:
-        if not self._takes_more or not self.is_alive:
-            raise ChannelInvalidStateError("the channel is closed")
         self.delivery_tag += 1
         confirmed: asyncio.Future[None] = self.loop.create_future()
         message_id = properties.message_id or ""
@@ -113,7 +133,7 @@ class PublishingChannel(OwnChannel):
     def _flush(self) -> None:
         """Hand all that has come together to the connection's writer, in the order of the tags."""
         self._is_flush_coming = False
-        if not self._takes_more or not self.is_alive:
+        if not self._can_send:
             self._unwritten.clear()
         if not self._unwritten:
             return
@@ -130,11 +150,9 @@ class PublishingChannel(OwnChannel):
     def _frames(
         self, exchange: str, routing_key: str, properties: EncodedProperties, body: bytes, *, mandatory: bool
     ) -> list[Piece]:
-        names = _short_string(exchange) + _short_string(routing_key)
-        method = PUBLISH + names + (MANDATORY if mandatory else b"\0")
         header = HEADER.pack(BASIC, 0, len(body)) + properties.encoded
         pieces: list[Piece] = [
-            *self._frame(constants.FRAME_METHOD, method),
+            *self._frame(constants.FRAME_METHOD, _method(exchange, routing_key, mandatory=mandatory)),
             *self._frame(constants.FRAME_HEADER, header),
         ]
         whole, most = memoryview(body), self.max_content_size
@@ -187,6 +205,13 @@ class PublishingChannel(OwnChannel):
 class _Unconfirmed(NamedTuple):
     confirmed: asyncio.Future[None]
     message_id: str
+
+
+@lru_cache(1000)  # copies go to a few exchanges and queues
+def _method(exchange: str, routing_key: str, *, mandatory: bool) -> bytes:
+    return (
+        PUBLISH + _short_string(exchange) + _short_string(routing_key) + (MANDATORY if mandatory else b"\0")
+    )
 
 
 def _short_string(text: str) -> bytes:

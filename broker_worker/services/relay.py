@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from functools import partial
 
 from broker_worker import failpoint
 from broker_worker.errors import PublishError, StoreUnavailableError
@@ -54,14 +55,14 @@ class Relay:
         """Publish and settle until cancelled."""
         async with asyncio.TaskGroup() as publishes:
             publishes.create_task(self._settle())
-            free = asyncio.Semaphore(IN_FLIGHT)
             while True:
                 await self._work.wait()
-                while self._waiting:
-                    await free.acquire()
-                    self._publishing += 1  # here, so that `drain` sees it before the task begins
-                    publishes.create_task(self._publish(self._waiting.popleft(), free.release))
                 self._work.clear()
+                while self._waiting and self._publishing < IN_FLIGHT:
+                    owed = self._waiting.popleft()
+                    self._publishing += 1  # here, so that `drain` sees it before a task begins
+                    if not self._publisher.begin(owed.outgoing, partial(self._note, owed)):
+                        publishes.create_task(self._publish(owed))
 
     async def drain(self) -> None:
         """Take no more, and return once nothing is left to publish or to settle; for the end of a worker."""
@@ -85,21 +86,31 @@ class Relay:
             self._emit(ServiceWorked("relay", "taken", len(taken)))
         return len(taken)
 
-    async def _publish(self, owed: Owed, release: Callable[[], None]) -> None:
+    async def _publish(self, owed: Owed) -> None:
         try:
             await self._publisher.publish(owed.outgoing)
         except PublishError as error:
-            self._refused.append(owed.id)
-            self._emit(PublishFailed(owed.outgoing.kind, owed.outgoing.routing_key, str(error)))
+            self._note(owed, error)
+        except BaseException:
+            self._publishing -= 1  # no answer: the row stays as it is, and this relay ends
+            raise
         else:
+            self._note(owed, None)
+
+    def _note(self, owed: Owed, error: PublishError | None) -> None:
+        """Remember what became of a publish, and let the next ones begin."""
+        if error is None:
             failpoint.hit("published")
             self._confirmed.append(owed.id)
-        finally:
-            self._publishing -= 1
-            release()
-            self._results.set()
-            if self._load <= IN_FLIGHT // 2:
-                self._half_done.set()
+        else:
+            self._refused.append(owed.id)
+            self._emit(PublishFailed(owed.outgoing.kind, owed.outgoing.routing_key, str(error)))
+        self._publishing -= 1
+        self._results.set()
+        if self._waiting:
+            self._work.set()
+        if self._load <= IN_FLIGHT // 2:
+            self._half_done.set()
 
     async def _settle(self) -> None:
         """Delete what is confirmed and put back what is refused, in batches that fill meanwhile."""

@@ -74,6 +74,10 @@ class MemoryBroker:
                 seconds = outgoing.delay.total_seconds()
                 asyncio.get_running_loop().call_later(seconds, self._arrive, outgoing)
 
+    def begin(self, outgoing: Outgoing, done: Callable[[PublishError | None], None]) -> bool:  # noqa: ARG002
+        """Leave it to `publish`, which waits for nothing."""
+        return False
+
     def consume(self, queue: str, take: Callable[[MemoryDelivery], None], *, prefetch: int) -> MemoryChannel:
         """Hand deliveries of `queue` to `take`, at most `prefetch` of them unsettled."""
         channel = MemoryChannel(self, queue, take, prefetch)

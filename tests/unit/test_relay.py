@@ -1,8 +1,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
+from functools import partial
 
 import pytest
 
@@ -49,7 +50,8 @@ class Rows:
 class Broker:
     """A publisher whose confirms take a second; `refused` is what it returns."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, is_ready: bool) -> None:
+        self.is_ready = is_ready
         self.published: list[Outgoing] = []
         self.refused: set[str] = set()
         self.in_flight = 0
@@ -64,11 +66,22 @@ class Broker:
             raise PublishError("no such queue")
         self.published.append(outgoing)
 
+    def begin(self, outgoing: Outgoing, done: Callable[[PublishError | None], None]) -> bool:
+        if self.is_ready:
+            asyncio.ensure_future(self.publish(outgoing)).add_done_callback(partial(told, done))
+        return self.is_ready
+
+
+def told(done: Callable[[PublishError | None], None], published: asyncio.Future[None]) -> None:
+    error = published.exception()
+    assert error is None or isinstance(error, PublishError)
+    done(error)
+
 
 class Scene:
-    def __init__(self) -> None:
+    def __init__(self, *, is_ready: bool) -> None:
         self.rows = Rows()
-        self.broker = Broker()
+        self.broker = Broker(is_ready=is_ready)
         self.events: list[Event] = []
         self.relay = Relay(self.rows, self.broker, emit=self.events.append)
 
@@ -83,9 +96,9 @@ class Scene:
             run.cancel()
 
 
-@pytest.fixture
-def scene() -> Scene:
-    return Scene()
+@pytest.fixture(params=[True, False], ids=["begun", "awaited"])
+def scene(request: pytest.FixtureRequest) -> Scene:
+    return Scene(is_ready=request.param)
 
 
 @in_virtual_time
