@@ -11,6 +11,7 @@ import contextlib
 import re
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from datetime import timedelta
+from itertools import count
 from typing import Any, cast
 from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 
@@ -113,6 +114,7 @@ class LimitedConnection(DescribingConnection):
     def __init__(self, *args: object, **options: object) -> None:
         super().__init__(*args, **options)
         self._prepared: dict[str, PreparedStatement] = {}
+        self._numbers = count()
 
     async def settle(self) -> None:
         """Find out what lies between, and set the limits if nothing does.
@@ -141,9 +143,14 @@ class LimitedConnection(DescribingConnection):
             return rows
         prepared = self._prepared.get(query)
         if prepared is None:
-            name = f"broker_worker_{len(self._prepared)}"
+            name = f"broker_worker_{next(self._numbers)}"
             prepared = self._prepared[query] = await super().prepare(query, name=name)
-        rows = await prepared.fetch(*values)
+        try:
+            rows = await prepared.fetch(*values)
+        except DriverError:
+            # it may be what was prepared that is no good any more, after a change of the schema
+            self._prepared.pop(query, None)
+            raise
         return rows
 
 
@@ -371,12 +378,20 @@ def connector(
                 server_settings={"application_name": application},
             )
             if command_timeout is not None:
-                await connection.settle()
+                await _settled(connection)
         except (ValueError, OverflowError, ClientConfigurationError) as error:
             raise ConfigurationError(f"the database URL can't be used: {first_line(error)}") from error
         return connection
 
     return connect
+
+
+async def _settled(connection: LimitedConnection) -> None:
+    try:
+        await connection.settle()
+    except BaseException:
+        connection.terminate()  # nobody else has it
+        raise
 
 
 def _setting(settings: Mapping[str, str], *, is_local: bool) -> str:

@@ -109,6 +109,22 @@ async def test_a_value_that_postgres_refuses_is_named_and_costs_no_connection(da
     assert before["pid"] == after["pid"]
 
 
+async def test_after_a_change_of_the_schema_a_statement_is_prepared_again(database_url: str) -> None:
+    admin = await asyncpg.connect(database_url)
+    await admin.execute("CREATE TABLE changing (n int); INSERT INTO changing VALUES (1)")
+    look = text("SELECT n FROM changing")
+
+    async with opened(database_url) as database:
+        before = await database.single(look, {})
+        await admin.execute("ALTER TABLE changing ALTER n TYPE text")
+        with pytest.raises(asyncpg.PostgresError):
+            await database.single(look, {})
+        after = await database.single(look, {})
+    await admin.close()
+
+    assert (before[0]["n"], after[0]["n"]) == (1, "1")
+
+
 async def test_after_a_session_was_ended_there_is_another(database_url: str) -> None:
     admin = await asyncpg.connect(database_url)
     async with opened(database_url) as database:
