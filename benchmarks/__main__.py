@@ -96,7 +96,8 @@ async def _run(
         try:
             figures += await _figures(name, servers, scale)
         except Exception as error:  # noqa: BLE001 - whatever is wrong with one must not cost what others found
-            failures[name] = f"{type(error).__name__}: {error}"
+            failures[name], _, log = f"{type(error).__name__}: {error}".partition("\n")
+            sys.stderr.write(f"{log}\n")
         sys.stderr.write(f"{name:28} {time.monotonic() - began:.0f} s {failures.get(name, '')}\n")
     return Report(
         when=datetime.now(UTC).isoformat(timespec="seconds"),

@@ -24,9 +24,7 @@ ROOT = Path(__file__).parents[1]
 SECONDS_BETWEEN_LOOKS = 0.003
 SECONDS_WITHOUT_PROGRESS = 60.0
 SECONDS_TO_FILL = 300.0
-SECONDS_FOR_ACKS = (
-    0.25  # after the end: Celery acks a moment after the task, and a stop in between loses that
-)
+SECONDS_FOR_ACKS = 1.0  # after the end: Celery acks a moment after the task, and a stop in between loses that
 SECONDS_TO_STOP = 30.0
 LAST_CHARACTERS = 3_000
 
@@ -111,7 +109,7 @@ async def fill(contestant: Contestant, given: Mapping[str, str], folder: Path) -
     filling = start(contestant, "fill", given, log)
     code = await asyncio.to_thread(filling.wait, SECONDS_TO_FILL)
     if code:
-        raise RunError(f"{contestant.name}: fill ended with {code}: {last_words(log)}")
+        raise RunError(f"{contestant.name}: fill ended with {code}:\n{last_words(log)}")
 
 
 def start(contestant: Contestant, verb: str, given: Mapping[str, str], log: Path) -> KeptProcess:
@@ -183,9 +181,9 @@ async def until(wanted: int, count: Callable[[], Awaitable[int]], order: _Work, 
         if now_there != seen:
             seen, changed = now_there, time.monotonic()
         if not program.is_running():
-            raise RunError(f"{name} ended after {seen} of {wanted}: {last_words(order.log)}")
+            raise RunError(f"{name} ended after {seen} of {wanted}:\n{last_words(order.log)}")
         if time.monotonic() - changed > SECONDS_WITHOUT_PROGRESS:
-            raise RunError(f"{name} stays at {seen} of {wanted}: {last_words(order.log)}")
+            raise RunError(f"{name} stays at {seen} of {wanted}:\n{last_words(order.log)}")
         await asyncio.sleep(SECONDS_BETWEEN_LOOKS)
 
 
@@ -199,7 +197,7 @@ async def verify(order: _Work, calls: int) -> None:
     if (calls, rows, left) != (order.messages, order.messages, 0):
         raise RunError(
             f"{order.contestant.name}: of {order.messages} messages, {calls} calls, {rows} rows finished,"
-            f" {left} left in the queue: {last_words(order.log)}"
+            f" {left} left in the queue:\n{last_words(order.log)}"
         )
 
 

@@ -64,8 +64,8 @@ async def _run(standing: Standing, servers: BenchServers, turn: Turn) -> None:
     try:
         run = await run_once(standing.contestant, servers, standing.messages, turn)
     except Exception as error:  # noqa: BLE001 - whatever is wrong with one must not cost the runs of the others
-        standing.failure = f"{type(error).__name__}: {error}"
-        sys.stderr.write(f"{name:28} failed: {standing.failure}\n")
+        standing.failure, _, log = f"{type(error).__name__}: {error}".partition("\n")
+        sys.stderr.write(f"{name:28} failed: {standing.failure}\n{log}\n")
         return
     finally:
         await turn.come()  # who failed before that must not let the next one in
