@@ -144,7 +144,7 @@ class LimitedConnection(DescribingConnection):
         prepared = self._prepared.get(query)
         if prepared is None:
             name = f"broker_worker_{next(self._numbers)}"
-            prepared = self._prepared[query] = await super().prepare(query, name=name)
+            prepared = self._prepared[query] = await asyncpg.Connection.prepare(self, query, name=name)
         try:
             rows = await prepared.fetch(*values)
         except DriverError:
