@@ -277,4 +277,4 @@ async def _until_lost(channel: ConsumingChannel) -> None:
 
 
 async def _unused(_: object) -> None:
-    """Stand for aiormq's callback: deliveries go to `ConsumingChannel.arrived`."""
+    """Stand for aiormq's callback: deliveries go the way of `ConsumingChannel.receive`."""
