@@ -51,7 +51,7 @@ from broker_worker.worker.patience import Patience
 from broker_worker.worker.runs import Runs
 from broker_worker.worker.slots import Slot, Slots
 
-FREE = Lane.FREE
+FREE, UNROUTABLE = Lane.FREE, Poisoning.UNROUTABLE  # looked up once, as in handler.py
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,12 +195,7 @@ class Processor:
                 policy.max_attempts, refusal=Refusal(message.reason, message.failure)
             )
         handler = self._registry.lookup(message.task.name)
-        poisoning = delivery.poisoning
-        if (
-            poisoning is not None
-            and poisoning is Poisoning.UNROUTABLE
-            and message.task.queue not in self._rules.queues
-        ):
+        if delivery.poisoning is UNROUTABLE and message.task.queue not in self._rules.queues:
             failure = Failure("Unroutable", f"no queue has the routing key {message.task.queue[:100]!r}")
             return message, Prepared(policy.max_attempts, refusal=Refusal(Reason.UNROUTABLE, failure))
         if handler is None:
