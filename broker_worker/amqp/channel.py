@@ -53,7 +53,7 @@ class OwnChannel(aiormq.Channel):
         exc: ExceptionType | None = asyncio.CancelledError,
         timeout: TimeoutType = None,  # noqa: ASYNC109 - the library's parameter
     ) -> None:
-        """Close it; acks that come later are dropped, and what they are of is delivered again."""
+        """Close it; what comes later or is not written yet never is: acks, and with them the deliveries."""
         self.leave()
         await super().close(exc, timeout)
 

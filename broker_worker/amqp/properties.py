@@ -16,7 +16,7 @@ from uuid import uuid4
 from pamqp import commands, encode
 from pamqp.header import ContentHeader
 
-from broker_worker.amqp.quick_tables import read_quickly
+from broker_worker.amqp.quick_tables import read_moment, read_quickly
 from broker_worker.amqp.safe_decoding import BrokenContentHeader, decode_header
 from broker_worker.errors import PublishError
 from broker_worker.message import Properties
@@ -27,7 +27,6 @@ FLAGS_AT = 12  # bytes: class, weight and body size come before
 UNCOMMON = 0b111  # more flags to come, a cluster id, a bit that has no meaning
 SECONDS = struct.Struct(">Q")
 FLAGS = struct.Struct(">H")
-MAX_SECONDS = 0xFFFFFFFF
 FIELDS = (  # in the order of the wire
     (1 << 15, "content_type"),
     (1 << 14, "content_encoding"),
@@ -110,7 +109,7 @@ def _decode_common(header: bytes) -> Properties | None:
         if name == "headers":
             at, headers = read_quickly(header, at)
         elif name == "timestamp":
-            timestamp, at = _moment(header, at), at + SECONDS.size
+            timestamp, at = read_moment(header, at), at + SECONDS.size
         elif name == "octet":
             at += 1
         else:
@@ -125,13 +124,6 @@ def _decode_common(header: bytes) -> Properties | None:
 def _fields(flags: int) -> tuple[str, ...]:
     """Return which fields there are, in the order of the wire. A publisher's messages have the same."""
     return tuple(name for flag, name in FIELDS if flags & flag)
-
-
-def _moment(header: bytes, at: int) -> datetime:
-    (seconds,) = SECONDS.unpack_from(header, at)
-    if seconds > MAX_SECONDS:
-        raise ValueError("pamqp takes this for milliseconds")
-    return datetime.fromtimestamp(seconds, tz=UTC)
 
 
 def encode_properties(properties: Properties) -> EncodedProperties:

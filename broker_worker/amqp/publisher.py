@@ -117,13 +117,14 @@ class Publisher:
             exchange, routing_key = self._destination(outgoing)
             key = (exchange, False)
             shared = self._channels.get(key)
+            channel = shared.channel if shared is not None else None
             if (
                 shared is None
-                or shared.opened_channel is None
+                or channel is None
                 or len(properties.encoded) + FRAME_OVERHEAD > connection.wire.connection_tune.frame_max
             ):
                 return False
-            confirmed = shared.opened_channel.begin(
+            confirmed = channel.begin(
                 outgoing.body,
                 exchange=exchange,
                 routing_key=routing_key,
@@ -265,11 +266,6 @@ class _SharedChannel:
     @property
     def is_in_use(self) -> bool:
         return self.users > 0
-
-    @property
-    def opened_channel(self) -> PublishingChannel | None:
-        """The channel, open or not."""
-        return self._channel
 
     @property
     def channel(self) -> PublishingChannel | None:

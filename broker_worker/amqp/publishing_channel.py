@@ -15,7 +15,7 @@ from functools import lru_cache
 from typing import NamedTuple
 
 import aiormq.abc
-from aiormq.abc import ChannelFrame, ConfirmationFrameType, ExceptionType, TimeoutType
+from aiormq.abc import ChannelFrame, ConfirmationFrameType
 from aiormq.exceptions import ChannelInvalidStateError, DeliveryError, InvalidFrameError
 from pamqp import commands, constants
 from pamqp.header import ContentHeader
@@ -49,7 +49,6 @@ class PublishingChannel(OwnChannel):
         self._unwritten: list[Piece] = []
         self._written: asyncio.Future[None] | None = None  # of the large one that is on its way
         self._is_flush_coming = False
-        self._takes_more = True
         self._one_at_a_time = asyncio.Lock()
         self._closing.add_done_callback(self._on_closed)
 
@@ -65,12 +64,12 @@ class PublishingChannel(OwnChannel):
             Exception: the channel is lost; what the library raises then.
         """
         pieces = self._frames(exchange, routing_key, properties, body, mandatory=mandatory)
-        if not self._can_send:
+        if not self.is_alive:
             raise ChannelInvalidStateError("the channel is closed")
         if len(body) < LARGE_WRITE:
             return await self._send(pieces, properties)
         async with self._one_at_a_time:
-            if not self._can_send:
+            if not self.is_alive:
                 raise ChannelInvalidStateError("the channel is closed")
             confirmed = self._send(pieces, properties)
             self._written = self.loop.create_future()
@@ -90,7 +89,7 @@ class PublishingChannel(OwnChannel):
         Raises:
             PublishError: AMQP can't carry the names.
         """
-        if len(body) >= LARGE_WRITE or not self._can_send:
+        if len(body) >= LARGE_WRITE or not self.is_alive:
             return None
         pieces = self._frames(exchange, routing_key, properties, body, mandatory=mandatory)
         return self._send(pieces, properties)
@@ -104,19 +103,6 @@ class PublishingChannel(OwnChannel):
         for future in (*waiting, self._written):
             if future is not None and not future.done():
                 future.set_exception(error)
-
-    async def close(
-        self,
-        exc: ExceptionType | None = asyncio.CancelledError,
-        timeout: TimeoutType = None,  # noqa: ASYNC109 - as in aiormq
-    ) -> None:
-        """Close it; what is not written yet never is, since the broker takes no frame after the close."""
-        self._takes_more = False
-        await super().close(exc, timeout)
-
-    @property
-    def _can_send(self) -> bool:
-        return self._takes_more and self.is_alive
 
     def _send(self, pieces: Sequence[Piece], properties: EncodedProperties) -> asyncio.Future[None]:
         self.delivery_tag += 1
@@ -133,7 +119,7 @@ class PublishingChannel(OwnChannel):
     def _flush(self) -> None:
         """Hand all that has come together to the connection's writer, in the order of the tags."""
         self._is_flush_coming = False
-        if not self._can_send:
+        if not self.is_alive:
             self._unwritten.clear()
         if not self._unwritten:
             return

@@ -27,6 +27,14 @@ def read_quickly(data: bytes, at: int) -> tuple[int, dict[str, object]]:
     return end, _table(data, at + LENGTH.size, end, depth=0)
 
 
+def read_moment(data: bytes, at: int) -> datetime:
+    """Read the timestamp at `at`; raises as `read_quickly` does."""
+    (seconds,) = SECONDS.unpack_from(data, at)
+    if seconds > MAX_SECONDS:
+        raise ValueError("pamqp takes this for milliseconds")
+    return datetime.fromtimestamp(seconds, tz=UTC)
+
+
 def _table(data: bytes, at: int, end: int, *, depth: int) -> dict[str, object]:
     table: dict[str, object] = {}
     while at < end:
@@ -58,10 +66,7 @@ def _value(data: bytes, at: int, end: int, *, depth: int) -> tuple[int, object]:
     if kind == NOTHING:
         return at, None
     if kind == MOMENT:
-        (seconds,) = SECONDS.unpack_from(data, at)
-        if seconds > MAX_SECONDS:
-            raise ValueError("pamqp takes this for milliseconds")
-        return _checked(at + SECONDS.size, end), datetime.fromtimestamp(seconds, tz=UTC)
+        return _checked(at + SECONDS.size, end), read_moment(data, at)
     if kind not in (TABLE, ARRAY) or depth == MAX_DEPTH:
         raise ValueError("unusual")
     after = _end(data, at, end)
