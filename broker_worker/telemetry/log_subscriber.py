@@ -121,8 +121,9 @@ class LogSubscriber:
                 self._outcome_recorded(self._log.bind(**fields), outcome)
 
     def _attempt_failed(self, fields: dict[str, object], outcome: Postponed) -> None:
-        """Hand the line to the standard library as structlog does, which costs it half of all the rest.
+        """Hand the line to the standard library at once: by structlog it costs half of all the rest more.
 
+        Nothing of structlog's own context is in it; an event is emitted outside of any.
         When a service is down, every attempt of every task writes one.
         """
         self._counts["failed"] += 1
@@ -132,11 +133,7 @@ class LogSubscriber:
         line = {**fields, "retry_in_s": round(outcome.delay.total_seconds(), 3)}
         if outcome.reason is not None:
             line["reason"] = outcome.reason
-        line["error_type"] = failure.error_type
-        if failure.message:
-            line["error"] = failure.message
-        if failure.fingerprint:
-            line["fingerprint"] = failure.fingerprint
+        line |= _failure(failure)
         if self._shows_tracebacks and failure.traceback:
             line["exception"] = failure.traceback
         line["event"] = "attempt failed"
