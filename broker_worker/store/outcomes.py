@@ -169,31 +169,39 @@ class Outcomes:
         A row that another transaction holds holds up its batch once, for as long as a lock is waited for;
         from then on only itself.
         """
-        try:
-            done = await self._finish(batch, leaves_held=self._has_held(batch))
-        except StoreBusyError:
-            done = await self._finish(batch, leaves_held=True)
+        held = [ending for ending in batch if ending.claim.key in self._held] if self._held else []
+        rest = [ending for ending in batch if ending.claim.key not in self._held] if held else batch
+        done: set[int] = set()
+        if rest:
+            try:
+                done |= await self._finish(rest, leaves_held=False)
+            except StoreBusyError:
+                done |= await self._finish(rest, leaves_held=True)
+        if held:
+            done |= await self._finish(held, leaves_held=True)
         missed = [ending.claim for ending in batch if ending.claim.key not in done]
         mine: Mapping[int, TaskState] = {}
         if missed:
             async with self._database.transaction() as connection:
                 mine = await self._written_before(connection, missed)
-        return [ending.outcome if ending.claim.key in done else _shown(ending, mine) for ending in batch]
-
-    def _has_held(self, batch: Sequence[Ending]) -> bool:
-        return bool(self._held) and any(ending.claim.key in self._held for ending in batch)
+        answers = [ending.outcome if ending.claim.key in done else _shown(ending, mine) for ending in batch]
+        if missed or held:
+            self._held.difference_update(ending.claim.key for ending in batch)
+            self._held.update(
+                ending.claim.key
+                for ending, answer in zip(batch, answers, strict=True)
+                if isinstance(answer, Locked)
+            )
+        return answers
 
     async def _finish(self, batch: Sequence[Ending], *, leaves_held: bool) -> set[int]:
-        """Finish what can be, and return the keys."""
+        """Finish what can be, and return the keys; without what others hold, where that is to be left."""
         if not leaves_held and not self._successes.owes(batch):
             return await self._successes.finish_alone(self._database, batch)
         async with self._database.transaction() as connection:
             free = await self._successes.lock_free(connection, batch) if leaves_held else batch
             done = await self._successes.finish(connection, free)
             owed = await self._successes.owe(connection, [each for each in batch if each.claim.key in done])
-        if leaves_held:
-            self._held.difference_update(each.claim.key for each in batch)
-            self._held.update({each.claim.key for each in batch} - {each.claim.key for each in free})
         self._owed(owed)
         return done
 
