@@ -95,10 +95,6 @@ class DescribingConnection(asyncpg.Connection):  # type: ignore[misc]  # the dri
             self._described[query] = found
         return found
 
-    def forget_descriptions(self) -> None:
-        """Ask anew: a migration may have changed what a statement returns."""
-        self._described.clear()
-
 
 class LimitedConnection(DescribingConnection):
     """Bounds what it asks of the server, in as few round trips as what lies between allows.
@@ -137,21 +133,26 @@ class LimitedConnection(DescribingConnection):
     async def fetch_alone(self, query: str, *values: object) -> Sequence[Record]:
         """Run one statement as a transaction of its own."""
         rows: Sequence[Record]
-        if not self.is_direct:
-            async with self.transaction():
-                rows = await (await self.prepare(query)).fetch(*values)
-            return rows
-        prepared = self._prepared.get(query)
-        if prepared is None:
-            name = f"broker_worker_{next(self._numbers)}"
-            prepared = self._prepared[query] = await asyncpg.Connection.prepare(self, query, name=name)
         try:
-            rows = await prepared.fetch(*values)
-        except DriverError:
-            # it may be what was prepared that is no good any more, after a change of the schema
+            if self.is_direct:
+                rows = await (await self._prepare_once(query)).fetch(*values)
+            else:
+                async with self.transaction():
+                    rows = await (await self.prepare(query)).fetch(*values)
+        except (DriverError, InternalClientError):
+            # it may be what is kept that is no good any more, after a change of the schema
             self._prepared.pop(query, None)
+            self._described.pop(query, None)
             raise
         return rows
+
+    async def _prepare_once(self, query: str) -> PreparedStatement:
+        """Keep a statement in the server, under a name."""
+        found = self._prepared.get(query)
+        if found is None:
+            name = f"broker_worker_{next(self._numbers)}"
+            found = self._prepared[query] = await asyncpg.Connection.prepare(self, query, name=name)
+        return found
 
 
 class WorkersConnection(LimitedConnection):
@@ -160,8 +161,12 @@ class WorkersConnection(LimitedConnection):
     settings: Mapping[str, str] = {**LIMITS, **BY_INDEX}
 
 
-class HandlersConnection(DescribingConnection):
-    """One for a handler's transaction, of which only the begin and the end are ours."""
+class HandlersConnection(asyncpg.Connection):  # type: ignore[misc]  # the driver has no types
+    """One for a handler's transaction, of which only the begin and the end are ours.
+
+    Its statements are about tables that are not ours, so each is described anew: by what was known before a
+    change of a column's type, values would be read and written wrongly, and no error would show it.
+    """
 
     opening = ""  # goes with a BEGIN, in one message
     closing = ""  # goes before a COMMIT, in one message: if it raises, nothing is committed
@@ -359,7 +364,7 @@ def connector(
     by_index: bool = False,
 ) -> Callable[..., Any]:
     """Make a function that opens one connection as all of ours are; it raises what the driver raises."""
-    kind: type[DescribingConnection] = HandlersConnection
+    kind: type[asyncpg.Connection] = HandlersConnection
     if command_timeout is not None:
         kind = WorkersConnection if by_index else LimitedConnection
 

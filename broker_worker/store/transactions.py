@@ -199,15 +199,16 @@ class Transaction:
             self._session.sync_session.close()  # there is nothing to be said to the server
             await self._connection.close()
             return
-        self._driver.forget_descriptions()
         try:
             async with asyncio.timeout(ROLLBACK_WAIT):
                 await AsyncSession.close(self._session)
                 await self._connection.rollback()
                 if self._driver.is_in_transaction():  # a refused COMMIT is over for SQLAlchemy alone
                     await self._driver.execute("ROLLBACK")
-        except FAULTS:
+        except BaseException as error:
             await self._connection.invalidate()
+            if not isinstance(error, FAULTS):
+                raise
         finally:
             await self._connection.__aexit__(None, None, None)  # to the end, also while it is cancelled
 

@@ -423,6 +423,21 @@ async def test_a_limit_longer_than_postgres_can_count_is_the_longest_that_it_can
         assert shown == "24d"
 
 
+async def test_a_column_that_changed_its_type_is_read_by_the_new_one(database_url: str) -> None:
+    async with world(database_url, pool_size=1) as here:
+        await here.inbox.execute("CREATE TABLE amounts (n bigint)")
+        await here.inbox.execute("INSERT INTO amounts VALUES (7)")
+        seen: list[object] = []
+        for number in range(2):
+            claim = await here.inbox.claim(a_message(f"t-{number}"))
+            async with here.transactions.open(claim, limit=LIMIT) as transaction:
+                seen.append((await transaction.session.execute(text("SELECT n FROM amounts"))).scalar_one())
+                await transaction.commit(Succeeded())
+            await here.inbox.execute("ALTER TABLE amounts ALTER n TYPE double precision")
+
+        assert [repr(each) for each in seen] == ["7", "7.0"]
+
+
 # --- connections -----------------------------------------------------------------------
 
 
