@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from typing import TYPE_CHECKING
 
 import pytest
@@ -32,6 +33,9 @@ settings.load_profile("ours")
 
 def pytest_configure(config: pytest.Config) -> None:
     """Own the run, or take it from the process that does."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        # as in a job that a shell put into the background: each program that we start would ignore Ctrl-C
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     workerinput: dict[str, dict[str, str]] = getattr(config, "workerinput", {})
     config.stash[RUN] = from_workerinput(workerinput["run"]) if workerinput else Run.begin()
 
