@@ -94,26 +94,30 @@ class RescueStore:
 
         No index knows these tasks, since none is touched by a success: the whole table is walked
         for each dead worker, a window in each turn of whoever is free. The row says how far.
+        Those who are furthest go on together; whoever died since begins when they have arrived,
+        or a fleet that loses workers all the time would never come to the end of a large table.
         """
         async with self._database.transaction() as connection:
             gone = await connection.execute(
                 text(f"""
                     SELECT id, swept_to FROM {self._schema}.workers
                     WHERE dead_at < now() - CAST(:lost AS interval) AND swept_at IS NULL
-                    ORDER BY swept_to LIMIT 50 FOR UPDATE SKIP LOCKED"""),
+                    ORDER BY swept_to DESC LIMIT 50 FOR UPDATE SKIP LOCKED"""),
                 {"lost": LOST},
             )
-            swept_to = {row.id: row.swept_to for row in gone}
+            swept_to = [(row.id, row.swept_to) for row in gone]
             if not swept_to:
                 return 0
-            low, high, newest = await self._window(connection, after=min(swept_to.values()))
+            after = swept_to[0][1]
+            workers = [worker for worker, reached in swept_to if reached == after]
+            low, high, newest = await self._window(connection, after=after)
             rows = await connection.execute(
                 text(f"""
                     SELECT {COLUMNS} FROM {self._schema}.tasks t
                     WHERE t.key BETWEEN :low AND :high AND t.worker = ANY(CAST(:workers AS uuid[]))
                       AND t.state = 'running' AND NOT t.has_body
                     ORDER BY t.key LIMIT {BATCH} FOR UPDATE OF t SKIP LOCKED"""),
-                {"low": low, "high": high, "workers": list(swept_to)},
+                {"low": low, "high": high, "workers": workers},
             )
             steps = [step_of_loss(to_task(row)) for row in rows]
             owed = await self._apply(connection, steps)
@@ -123,7 +127,7 @@ class RescueStore:
                     UPDATE {self._schema}.workers
                     SET swept_to = :reached, swept_at = CASE WHEN :is_done THEN now() END
                     WHERE id = ANY(CAST(:workers AS uuid[]))"""),
-                {"reached": reached, "is_done": reached >= newest, "workers": list(swept_to)},
+                {"reached": reached, "is_done": reached >= newest, "workers": workers},
             )
         self._owed(owed)
         return len(steps)

@@ -123,6 +123,22 @@ async def test_lost_tasks_are_looked_for_a_window_at_a_time_by_whoever_is_free(
         assert row["n"] == 1
 
 
+async def test_a_walk_comes_to_its_end_also_where_a_worker_dies_in_each_turn(
+    database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rescue, "WINDOW", 2)
+    async with opened(database_url) as inbox:
+        await left_by_the_dead(inbox, 6)
+        turns = []
+        for _ in range(3):
+            turns.append(await a_rescuer(inbox).bury_lost())
+            await left_by_the_dead(inbox, 0)
+
+        assert turns == [2, 2, 2]
+        [row] = await inbox.fetch("SELECT count(*) AS n FROM {schema}.workers WHERE swept_at IS NOT NULL")
+        assert row["n"] >= 1
+
+
 async def test_no_lost_task_is_passed_by_where_a_turn_ends_within_its_window(
     database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
