@@ -62,6 +62,16 @@ class Postponed:
     failure: Failure
     reason: Reason | None = None  # set where there is a code for it: timeout, crashed
 
+    @property
+    def kept_reason(self) -> Reason | None:
+        """What the row keeps. A child's crash hurt nobody else: a worker's makes the next one run alone."""
+        return None if self.reason is Reason.CRASHED else self.reason
+
+    @property
+    def recorded_as(self) -> str:
+        """What the record of the attempt says."""
+        return str(self.reason or "failed")
+
 
 @dataclass(frozen=True, slots=True)
 class Dead:

@@ -199,17 +199,16 @@ def step_of_outcome(claim: Claim, outcome: Outcome, row: Task) -> Step:
             return _cancelled(claim, row, None)
         case Postponed(failure=failure) | Dead(failure=failure) if row.is_cancel_requested:
             return _cancelled(claim, row, failure)  # an operator wanted the end: no dead letter
-        case Postponed(delay=delay, failure=failure, reason=reason):
-            # a child's crash hurt nobody else: only a worker's makes the next attempt run alone
-            kept = None if reason is Reason.CRASHED else reason
-            after = replace(_waiting(row, epoch=row.epoch, state=TaskState.RETRYING), reason=kept)
+        case Postponed(delay=delay, failure=failure):
+            waiting = _waiting(row, epoch=row.epoch, state=TaskState.RETRYING)
+            after = replace(waiting, reason=outcome.kept_reason)
             return Step(
                 row,
                 after,
                 failure,
                 due_in=delay,
                 message=claim.message,
-                record=_record(row, str(reason or "failed"), failure),
+                record=_record(row, outcome.recorded_as, failure),
                 copy=Copy(delay),
             )
         case Dead(reason=reason, failure=failure):

@@ -11,7 +11,7 @@ from uuid import UUID
 
 from sqlalchemy import TextClause, text
 
-from broker_worker.outcome import Outcome, Postponed, Reason
+from broker_worker.outcome import Outcome, Postponed
 from broker_worker.outgoing import LONGEST_DELAY, Owed, copy_outgoing
 from broker_worker.step import Claim
 from broker_worker.store.apply import PROMPTNESS
@@ -49,8 +49,8 @@ class Postponing:
                 "worker": self._worker,
                 "keys": [claim.key for claim in claims],
                 "epochs": [claim.epoch for claim in claims],
-                "reasons": [_kept(outcome.reason) for outcome in outcomes],
-                "outcomes": [str(outcome.reason or "failed") for outcome in outcomes],
+                "reasons": [outcome.kept_reason for outcome in outcomes],
+                "outcomes": [outcome.recorded_as for outcome in outcomes],
                 "error_types": [outcome.failure.error_type for outcome in outcomes],
                 "error_messages": [outcome.failure.message for outcome in outcomes],
                 "tracebacks": [outcome.failure.traceback for outcome in outcomes],
@@ -70,11 +70,6 @@ class Postponing:
             if claim.key in outbox_id_by_key
         ]
         return set(outbox_id_by_key), owed
-
-
-def _kept(reason: Reason | None) -> str | None:
-    # a child's crash hurt nobody else: only a worker's makes the next attempt run alone
-    return str(reason) if reason is not None and reason is not Reason.CRASHED else None
 
 
 def _postponing(schema: str) -> TextClause:
