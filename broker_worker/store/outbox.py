@@ -11,6 +11,7 @@ from uuid import UUID
 from sqlalchemy import Row, text
 
 from broker_worker.dead_letter import DeadLetter, carried_properties, letter_outgoing
+from broker_worker.errors import StoreUnavailableError
 from broker_worker.message import TASK_ID, Properties, TaskId, from_record
 from broker_worker.outcome import Failure, Reason
 from broker_worker.outgoing import Kind, Outgoing, Owed, copy_outgoing
@@ -37,16 +38,19 @@ class OutboxStore:
         """
         owed: list[Owed] = []
         while (room := limit - len(owed)) > 0:
-            found, stale = await self._take(room)
+            try:
+                found, stale = await self._take(room)
+            except StoreUnavailableError:
+                if owed:  # these are taken, and would lie for two minutes
+                    break
+                raise
             owed += found
-            if stale:
-                await self.delete(stale)
-            if len(found) + len(stale) < room:
+            if len(found) + stale < room:
                 break
         return owed
 
-    async def _take(self, limit: int) -> tuple[list[Owed], list[int]]:
-        """Take at most `limit` rows; answer with what is to be sent, and with the ids of what is stale.
+    async def _take(self, limit: int) -> tuple[list[Owed], int]:
+        """Take at most `limit` rows; answer with what is to be sent, and how many were stale.
 
         A row of a worker comes back two minutes later at most, so that what waits longer is not looked at.
         """
@@ -87,7 +91,9 @@ class OutboxStore:
                     stale.append(row.id)
                 else:
                     owed.append(Owed(row.id, outgoing))
-        return owed, stale
+            if stale:
+                await connection.execute(self._deleting, {"ids": stale})
+        return owed, len(stale)
 
     async def delete(self, ids: Sequence[int]) -> None:
         """Forget what the broker has confirmed."""
