@@ -78,10 +78,12 @@ def watched(inbox: Inbox, monkeypatch: pytest.MonkeyPatch) -> Iterator[Statement
 
     engine = inbox.database._engine.sync_engine
     event.listen(engine, "before_cursor_execute", note)
-    monkeypatch.setattr(Database, "single", noted)
-    yield statements
-    monkeypatch.undo()
-    event.remove(engine, "before_cursor_execute", note)
+    try:
+        with monkeypatch.context() as patch:
+            patch.setattr(Database, "single", noted)
+            yield statements
+    finally:
+        event.remove(engine, "before_cursor_execute", note)
 
 
 async def everything(inbox: Inbox) -> Snapshot:
