@@ -9,6 +9,7 @@ the next, which is one path for every fault. Channels are aiormq's (`channel.py`
 from __future__ import annotations
 
 import asyncio
+import struct
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 
@@ -16,7 +17,8 @@ import aio_pika
 import aiormq
 import aiormq.abc
 from aiormq.abc import ChannelFrame
-from aiormq.connection import TCPTransportFactory, TLSTransportFactory, TransportFactory
+from aiormq.connection import TCPTransportFactory, TLSTransportFactory, TransportFactory, parse_heartbeat
+from pamqp import commands
 from pamqp.heartbeat import Heartbeat
 from yarl import URL
 
@@ -28,10 +30,14 @@ from broker_worker.amqp.urls import address, broker_urls
 from broker_worker.errors import BrokerUnavailableError, ConfigurationError
 from broker_worker.events import ConnectionChanged, Emit
 
-HEARTBEAT = 20  # seconds; the broker closes after two without a sign of life
+HEARTBEAT = 10  # seconds; the broker closes after two without a sign of life
+SILENCE = 3  # heartbeats without a byte from the broker, after which the connection is given up
+LOOKS = 10  # at what came, in the time of one heartbeat
 CONNECT_DEADLINE = 10.0  # seconds for one host: TCP, TLS and AMQP's opening together
 FLUSH_DEADLINE = 1.5  # seconds for what is already queued to reach the socket
 CLOSE_DEADLINE = 5.0  # seconds for an orderly goodbye, flush included; then the socket is dropped
+BLOCKED = struct.pack(">I", commands.Connection.Blocked.index)
+UNBLOCKED = struct.pack(">I", commands.Connection.Unblocked.index)
 
 
 class Connection(aio_pika.Connection):
@@ -42,6 +48,8 @@ class Connection(aio_pika.Connection):
         factory = TLSTransportFactory() if url.scheme == "amqps" else TCPTransportFactory()
         self._socket = _RememberedSocket(factory)
         self.kwargs["transport_factory"] = self._socket
+        self.blocked: str | None = None  # why the broker takes no publishes at the moment
+        self.on_blocked: Callable[[], None] = _nothing  # called when that changes
 
     @property
     def wire(self) -> aiormq.abc.AbstractConnection:
@@ -61,6 +69,27 @@ class Connection(aio_pika.Connection):
     def is_open(self) -> bool:
         """Whether it can still be used."""
         return self.transport is not None and self.transport.connection.is_opened
+
+    def overhear(self) -> None:
+        """Begin to take note of what the broker says of the connection itself."""
+        self.deliveries.overhear(self._heard)
+
+    async def silent(self) -> str:
+        """Return, with the reason, once nothing has come for `SILENCE` heartbeats; that drops the socket.
+
+        Looks are counted, and not seconds: a loop that stood still has not listened. Bytes count, and not
+        frames: the largest takes minutes on a slow line.
+        """
+        heartbeat = parse_heartbeat(self.url.query["heartbeat"])
+        if not heartbeat:
+            await asyncio.Event().wait()
+        looks, reads = 0, self.deliveries.reads
+        while looks < SILENCE * LOOKS:
+            await asyncio.sleep(heartbeat / LOOKS)
+            looks = looks + 1 if reads == self.deliveries.reads else 0
+            reads = self.deliveries.reads
+        self.abort()
+        return f"no sign of life from the broker for {SILENCE * heartbeat} s"
 
     async def lost(self) -> str:
         """Return, with the reason, once the connection is gone."""
@@ -99,6 +128,12 @@ class Connection(aio_pika.Connection):
     def abort(self) -> None:
         """Drop the socket without a word."""
         self._socket.abort()
+
+    def _heard(self, frame: bytes) -> None:
+        if frame.startswith((BLOCKED, UNBLOCKED)):
+            is_blocked = frame.startswith(BLOCKED)
+            self.blocked = frame[len(BLOCKED) + 1 :].decode(errors="replace") if is_blocked else None
+            self.on_blocked()
 
 
 class Link:
@@ -208,6 +243,7 @@ async def _connect_to(url: URL, client_name: str) -> Connection:
         raise
     finally:
         drop.cancel()
+    connection.overhear()
     return connection
 
 
@@ -216,17 +252,21 @@ async def _serve_until_lost(connection: Connection, serve: Callable[[Connection]
     cancels_on_entry = task.cancelling() if task else 0
     try:
         async with asyncio.TaskGroup() as group:
-            watch = group.create_task(_raise_when_lost(connection))
+            watches = [
+                group.create_task(_raise_with_the_reason(end))
+                for end in (connection.silent(), connection.lost())
+            ]
             await serve(connection)
-            watch.cancel()
+            for watch in watches:
+                watch.cancel()
     except BaseExceptionGroup as failures:
         if task and task.cancelling() > cancels_on_entry:  # a group with errors forgets that it was cancelled
             raise asyncio.CancelledError from failures
         raise _the_one(failures) from failures
 
 
-async def _raise_when_lost(connection: Connection) -> None:
-    raise BrokerUnavailableError(await connection.lost())
+async def _raise_with_the_reason(end: Awaitable[str]) -> None:
+    raise BrokerUnavailableError(await end)
 
 
 def _the_one(failures: BaseExceptionGroup[BaseException]) -> BaseException:
@@ -244,6 +284,10 @@ def _leaves(error: BaseException) -> list[BaseException]:
     if isinstance(error, BaseExceptionGroup):
         return [leaf for inner in error.exceptions for leaf in _leaves(inner)]
     return [error]
+
+
+def _nothing() -> None:
+    """Stand for a listener where nobody wants to know."""
 
 
 class _RememberedSocket(TransportFactory):

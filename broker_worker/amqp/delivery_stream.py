@@ -55,6 +55,12 @@ class DeliveryStream:
         self._cut = b""  # the beginning of a frame whose rest has not come yet
         self._rest = bytearray()  # what the library has still to read
         self._is_plain = False  # not, or no longer, a stream of frames
+        self._overhear: Callable[[bytes], None] | None = None
+        self.reads = 0  # how often something came: whoever sees it stand still knows of the silence
+
+    def overhear(self, look: Callable[[bytes], None]) -> None:
+        """Show `look` each frame of channel 0, what the broker says of the connection; it must not raise."""
+        self._overhear = look
 
     def subscribe(self, channel: int, take: Take) -> None:
         """Call `take` with each delivery on `channel`; it must not raise."""
@@ -90,6 +96,7 @@ class DeliveryStream:
         data = await self._reader.read(CHUNK)
         if not data:
             raise asyncio.IncompleteReadError(bytes(self._rest) + self._cut, wanted)
+        self.reads += 1
         self._split(self._cut + data if self._cut else data)
 
     def _split(self, data: bytes) -> None:
@@ -102,12 +109,16 @@ class DeliveryStream:
                 is_taken = True
             else:
                 self._rest += data[at:after]
+                if channel == 0 and self._overhear is not None:
+                    self._overhear(data[at + FRAME.size : after - 1])
             at = after
         self._cut = data[at:]
         if self._is_plain:
             self._rest += self._cut
             self._cut = b""
-        elif is_taken:  # aiormq has to know that the peer is alive: a busy broker sends no heartbeats
+        elif is_taken or (self._overhear is not None and not self._rest):
+            # aiormq has to know that the peer is alive: a busy broker sends no heartbeats, and one frame may
+            # take longer than a silence is borne
             self._rest += SIGN_OF_LIFE
 
     def _end_of_frame(self, data: bytes, at: int) -> int | None:

@@ -10,7 +10,7 @@ from tenacity import AsyncRetrying, retry_if_exception_type, wait_random_exponen
 
 from broker_worker.errors import BrokerUnavailableError
 
-FIRST_PAUSE, LONGEST_PAUSE = 0.5, 30.0  # seconds between tries
+FIRST_PAUSE, LONGEST_PAUSE = 0.5, 5.0  # seconds between tries: a broker that is back is noticed within them
 SHORT_LIFE = 30.0  # seconds; what failed sooner than this pauses before it is tried again
 REPORT_INTERVAL = 60.0  # seconds between reports of a fault that lasts
 

@@ -127,3 +127,35 @@ async def test_wherever_the_network_cuts_the_stream_the_same_arrives(
     assert [(one.tag, one.body) for one in taken] == list(enumerate(bodies, start=1))
     assert left.count(BEAT) >= len(bodies)
     assert left.replace(BEAT, b"") == b""
+
+
+async def test_a_frame_that_comes_slowly_is_a_sign_of_life_and_arrives_whole() -> None:
+    reader = asyncio.StreamReader()
+    stream = DeliveryStream(reader)
+    stream.overhear(lambda _: None)
+
+    for at in (0, 5):
+        reader.feed_data(CLOSE[at : at + 5])
+        assert await stream.readexactly(len(SIGN_OF_LIFE)) == SIGN_OF_LIFE
+    reader.feed_data(CLOSE[10:])
+
+    assert await stream.readexactly(len(CLOSE)) == CLOSE
+    assert stream.reads == 3
+
+
+async def test_before_the_connection_stands_the_library_gets_nothing_but_what_came() -> None:
+    _, left = await read([CLOSE[:5], CLOSE[5:]], subscribed=False)
+
+    assert left == CLOSE
+
+
+async def test_what_the_broker_says_of_the_connection_is_overheard_and_passed_on() -> None:
+    reader = asyncio.StreamReader()
+    stream = DeliveryStream(reader)
+    heard: list[bytes] = []
+    stream.overhear(heard.append)
+    blocked = marshal(commands.Connection.Blocked("low on memory"), 0)
+    reader.feed_data(CLOSE + blocked)
+
+    assert await stream.readexactly(len(CLOSE + blocked)) == CLOSE + blocked
+    assert heard == [blocked[7:-1]]
