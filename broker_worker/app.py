@@ -25,7 +25,7 @@ from broker_worker.amqp.topology import Topology
 from broker_worker.clock import SystemClock
 from broker_worker.collector import Collector
 from broker_worker.event_loop import loop_factory
-from broker_worker.events import ConnectionChanged
+from broker_worker.events import ConnectionChanged, Emit, LifecycleChanged
 from broker_worker.handler import Way
 from broker_worker.loading import load_registries
 from broker_worker.observation import Observation
@@ -71,6 +71,7 @@ from broker_worker.worker.resources import Resources
 from broker_worker.worker.runs import Runs
 from broker_worker.worker.slots import Slots
 
+FAILPOINT = "BROKER_WORKER_FAILPOINT"
 RELAY_INTERVAL = timedelta(seconds=1)
 SUMMARY_INTERVAL = timedelta(minutes=1)
 COLLECTOR_INTERVAL = timedelta(seconds=1)
@@ -408,6 +409,8 @@ def run_daemon(settings: Settings) -> int:
     registry = load_registries(settings.handlers)
     observation = Observation(settings, names=[handler.name for handler in registry.handlers])
 
+    _arm_failpoints(observation.emit)
+
     async def main() -> tuple[int, bool]:
         app = App(settings, registry, observation)
         observation.start()
@@ -426,6 +429,15 @@ def run_daemon(settings: Settings) -> int:
             sys.stderr.flush()
             os._exit(code)
     return code
+
+
+def _arm_failpoints(emit: Emit) -> None:
+    """Have the places fail that tests name; nothing is wrapped or imported where none is named."""
+    if named := os.environ.get(FAILPOINT):
+        from broker_worker import failpoints  # noqa: PLC0415 - for tests alone
+
+        failpoints.arm(named)
+        emit(LifecycleChanged("armed", f"{FAILPOINT}={named}"))
 
 
 def _has_busy_threads() -> bool:

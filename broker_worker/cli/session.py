@@ -55,6 +55,7 @@ def with_database(use: Callable[[Database], Awaitable[T]], *, checks_schema: boo
     from broker_worker.store.visit import visit
 
     settings = load_settings("database_url")
+    _arm_failpoints()
 
     async def main() -> T:
         async with visit(
@@ -63,6 +64,16 @@ def with_database(use: Callable[[Database], Awaitable[T]], *, checks_schema: boo
             return await use(database)
 
     return asyncio.run(main())
+
+
+def _arm_failpoints() -> None:
+    """Have the places fail that tests name."""
+    if named := os.environ.get("BROKER_WORKER_FAILPOINT"):
+        from broker_worker import failpoints
+        from broker_worker.cli.output import note
+
+        failpoints.arm(named)
+        note(f"made to fail on purpose, for tests alone: {named}")
 
 
 def parse_moment(text: str) -> datetime:

@@ -7,7 +7,6 @@ from collections import deque
 from collections.abc import Sequence
 from functools import partial
 
-from broker_worker import failpoint
 from broker_worker.errors import PublishError, StoreUnavailableError
 from broker_worker.events import Emit, PublishFailed, ServiceWorked
 from broker_worker.outgoing import Owed
@@ -100,7 +99,6 @@ class Relay:
     def _note(self, owed: Owed, error: PublishError | None) -> None:
         """Remember what became of a publish, and let the next ones begin."""
         if error is None:
-            failpoint.hit("published")
             self._confirmed.append(owed.id)
         else:
             self._refused.append(owed.id)

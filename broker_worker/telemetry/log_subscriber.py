@@ -28,6 +28,7 @@ LOGGER = "broker_worker"
 # Everything else that is settled without a run is daily business, and counted.
 LEVEL_BY_HOW = {"refused": logging.ERROR, "put_off": logging.WARNING, "reemitted": logging.WARNING}
 MESSAGE_BY_PHASE = {
+    "armed": "made to fail on purpose: for tests alone",
     "starting": "worker starting",
     "waiting": "worker waiting for the database",
     "serving": "worker serving",
@@ -35,7 +36,7 @@ MESSAGE_BY_PHASE = {
     "cut_short": "a step of the end was cut short",
     "stopped": "worker stopped",
 }
-WORRYING_PHASES = frozenset({"waiting", "cut_short"})
+WORRYING_PHASES = frozenset({"armed", "waiting", "cut_short"})
 
 
 class LogSubscriber:

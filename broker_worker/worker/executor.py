@@ -13,7 +13,6 @@ from datetime import timedelta
 from functools import partial
 from types import CoroutineType
 
-from broker_worker import failpoint
 from broker_worker.context import BaseContext, current_task
 from broker_worker.errors import (
     BrokerWorkerError,
@@ -310,10 +309,8 @@ class Executor:
             if run.hands.is_completed:
                 return await self._completed(run)
             if run.hands.transaction is not None and isinstance(outcome, Succeeded):
-                failpoint.hit("committing")
                 await run.hands.transaction.commit(outcome)
                 outcome = replace(outcome, is_recorded=True)
-                failpoint.hit("committed")
         except (ClaimLostError, CommitUnknownError):
             return Released()  # what is true shows when this is recorded: the row is fenced
         except BaseException as error:  # noqa: BLE001 - whatever a handler raises becomes an outcome

@@ -7,7 +7,6 @@ from collections.abc import Awaitable, Callable, Collection, Sequence
 from datetime import timedelta
 from uuid import uuid4
 
-from broker_worker import failpoint
 from broker_worker.dead_letter import letter_of_stranger
 from broker_worker.errors import PublishError, StoreDataError, StoreUnavailableError
 from broker_worker.events import (
@@ -121,12 +120,9 @@ class Processor:
             claim = await self._claim(delivery, message, prepared, slot)
             if claim is None:
                 return None
-            failpoint.hit("claimed")
             started = self._clock.monotonic()
             outcome = await self._execute(claim, prepared, slot)
-            failpoint.hit("executed")
             is_recorded = await self._record(claim, outcome, seconds=self._clock.monotonic() - started)
-            failpoint.hit("recorded")
         return await self._ack(claim, slots, is_recorded=is_recorded)
 
     # --- decode --------------------------------------------------------------------
@@ -320,7 +316,6 @@ class Processor:
         if delivery is None:
             return
         if is_recorded:
-            failpoint.hit("acking")
             await delivery.ack()
         elif delivery.is_alive:
             await self.process(delivery, slots)

@@ -24,7 +24,7 @@ pytestmark = pytest.mark.timeout(180)
 def test_a_daemon_killed_on_the_path_leaves_a_task_that_another_finishes(
     service: Service, place: str, runs: int, attempt: int
 ) -> None:
-    doomed = service.start(FAILPOINT=f"{place}:kill")
+    doomed = service.start(FAILPOINT=f"{place}:kill9")
     service.publish(message("double", "t-1", {"x": 21}))
     assert doomed.wait() == -signal.SIGKILL
 
@@ -70,7 +70,7 @@ def test_a_handler_that_always_kills_its_process_ends_as_a_dead_letter(service: 
 def test_a_daemon_killed_between_a_publish_and_its_delete_sends_a_copy_that_changes_nothing(
     service: Service,
 ) -> None:
-    doomed = service.start(FAILPOINT="published:kill")
+    doomed = service.start(FAILPOINT="copy_confirmed:kill9")
     service.publish(message("fails_once", "t-1"))
     assert doomed.wait() == -signal.SIGKILL
     assert len(service.rows("SELECT id FROM outbox")) == 1

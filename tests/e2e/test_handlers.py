@@ -191,7 +191,7 @@ def test_a_transactional_handler_commits_its_writes_its_outcome_and_what_it_send
 def test_a_daemon_killed_around_a_handlers_commit_leaves_one_effect(
     authored: Service, place: str, runs: int
 ) -> None:
-    doomed = authored.start(FAILPOINT=f"{place}:kill")
+    doomed = authored.start(FAILPOINT=f"{place}:kill9")
     authored.publish(message("effect", "t-1"))
     assert doomed.wait() == -signal.SIGKILL
 

@@ -68,7 +68,7 @@ def test_a_daemon_killed_after_the_commit_leaves_what_was_sent_to_another(
     service: Service, listener: Listener, order: Callable[[float], aio_pika.Message]
 ) -> None:
     listener.declare()
-    doomed = service.start(FAILPOINT="recorded:kill")
+    doomed = service.start(FAILPOINT="recorded:kill9")
     service.publish(order(1))
     assert doomed.wait() == -signal.SIGKILL
     assert service.task("bill-1")["state"] == "queued"
@@ -86,7 +86,7 @@ def test_a_daemon_killed_before_the_commit_sends_nothing_until_its_handler_ran_a
     service: Service, listener: Listener, order: Callable[[float], aio_pika.Message]
 ) -> None:
     listener.declare()
-    doomed = service.start(FAILPOINT="executed:kill")
+    doomed = service.start(FAILPOINT="executed:kill9")
     service.publish(order(0))
     assert doomed.wait() == -signal.SIGKILL
     before = (service.states(), listener.heard())
