@@ -35,6 +35,10 @@ class PublishError(BrokerUnavailableError):
     """A message was returned, refused or not confirmed in time; it may have been sent."""
 
 
+class UnsentError(PublishError):
+    """A message was not even sent: no connection to publish over, or one that the broker has blocked."""
+
+
 class TopologyError(BrokerWorkerError):
     """An exchange or queue exists with other arguments than ours; the message names them."""
 

@@ -26,6 +26,15 @@ class ConsumerChanged:
     queue: str
     is_up: bool
     detail: str = ""
+    code: int | None = None  # AMQP's reply code, where the broker gave one
+
+
+@dataclass(frozen=True, slots=True)
+class PublishingBlocked:
+    """The broker takes no publishes, for want of memory or disk, or takes them again."""
+
+    is_blocked: bool
+    reason: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +117,7 @@ class LifecycleChanged:
 Event = (
     ConnectionChanged
     | ConsumerChanged
+    | PublishingBlocked
     | TopologyRepaired
     | AttemptStarted
     | AttemptFinished

@@ -231,6 +231,9 @@ class Outbox(Protocol):
     async def put_back(self, ids: Sequence[int]) -> None:
         """Leave rows that could not be published to any relay, later and later."""
 
+    async def return_unsent(self, ids: Sequence[int]) -> None:
+        """Leave rows that nobody tried to send to any relay, a second later: nothing is wrong with them."""
+
 
 @dataclass(frozen=True, slots=True)
 class Beat:

@@ -1,7 +1,8 @@
 """Confirmed publishing, over a connection of its own.
 
 Every publish is persistent and confirmed, under a hard deadline that includes the
-wait for a connection; all but events, for which there may be no queue, are mandatory.
+wait for a connection that the broker has not blocked; all but events, for which there may
+be no queue, are mandatory.
 There is one channel for each exchange: the broker answers a missing exchange or a
 missing right by closing the channel, which then hits only those who would have got the
 same answer. Large bodies have channels of their own too, since a body that the broker
@@ -27,8 +28,8 @@ from broker_worker.amqp.failures import describe, translated
 from broker_worker.amqp.properties import EncodedProperties, encode_properties, short
 from broker_worker.amqp.publishing_channel import PublishingChannel, ReturnedError
 from broker_worker.amqp.topology import Topology, choose_rung
-from broker_worker.errors import BrokerUnavailableError, PublishError
-from broker_worker.events import Emit, TopologyRepaired
+from broker_worker.errors import BrokerUnavailableError, PublishError, UnsentError
+from broker_worker.events import Emit, PublishingBlocked, TopologyRepaired
 from broker_worker.outgoing import Kind, Outgoing
 
 DEADLINE = 30.0  # seconds for one publish, the wait for a connection included
@@ -70,7 +71,7 @@ class Publisher:
         self._dead_letter_exchange = topology.dead_letter_exchange
         self._exchange_by_rung = {rung: topology.delay(rung) for rung in topology.rungs}
         self._connection: Connection | None = None
-        self._connected = asyncio.Event()
+        self._is_ready = asyncio.Event()  # there is a connection, and the broker takes publishes over it
         self._repair_is_wanted = asyncio.Event()
         self._channels: dict[tuple[str, bool], _SharedChannel] = {}
 
@@ -88,17 +89,22 @@ class Publisher:
         Raises:
             PublishError: it was returned, refused, can't be encoded, or was not confirmed
                 within 30 s; it may be sent twice.
+            UnsentError: there was no connection for it in that time.
         """
         properties = encode_properties(outgoing.properties)
         exchange, routing_key = self._destination(outgoing)
+        is_unsent = True
         try:
             with translated(_what(exchange, routing_key)):
                 async with asyncio.timeout(self._deadline), self._slots:
-                    await self._connected.wait()
+                    await self._is_ready.wait()
+                    is_unsent = False
                     await self._publish(exchange, routing_key, properties, outgoing)
         except PublishError:
             raise
         except BrokerUnavailableError as error:
+            if is_unsent:
+                raise UnsentError(f"{error}{self._obstacle()}") from error
             self._repair_after(error.__cause__, outgoing)
             raise PublishError(str(error)) from error
 
@@ -110,7 +116,7 @@ class Publisher:
         the body is large, or something is wrong with the message.
         """
         connection = self._connection
-        if connection is None or len(self._begun) >= UNCONFIRMED:
+        if connection is None or not self._is_ready.is_set() or len(self._begun) >= UNCONFIRMED:
             return False
         try:
             properties = encode_properties(outgoing.properties)
@@ -228,14 +234,35 @@ class Publisher:
     async def _serve(self, connection: Connection) -> None:
         self._channels = {}
         self._connection = connection
-        self._connected.set()
+        self._is_ready.set()
+        connection.on_blocked = self._note_blocked
+        self._note_blocked()  # it may have been before we looked
         try:
             await self._repair_when_wanted(connection)
         finally:
-            self._connected.clear()
+            self._is_ready.clear()
             self._connection = None
+            if connection.blocked is not None:
+                self._emit(PublishingBlocked(is_blocked=False))
             for shared in self._channels.values():
                 shared.lose()
+
+    def _note_blocked(self) -> None:
+        """Send nothing that the broker does not read: it would fill our memory, and be done twice."""
+        if self._connection is None:
+            return
+        reason, was_blocked = self._connection.blocked, not self._is_ready.is_set()
+        if reason is None:
+            self._is_ready.set()
+        else:
+            self._is_ready.clear()
+        if was_blocked is (reason is None):
+            self._emit(PublishingBlocked(is_blocked=reason is not None, reason=reason or ""))
+
+    def _obstacle(self) -> str:
+        """Say what keeps publishes from being sent, where that is not the want of a connection."""
+        reason = self._connection.blocked if self._connection is not None else None
+        return f"; the broker takes no publishes: {reason}" if reason is not None else ""
 
     async def _repair_when_wanted(self, connection: Connection) -> None:
         while True:

@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Sequence
 from functools import partial
 
-from broker_worker.errors import PublishError, StoreUnavailableError
+from broker_worker.errors import PublishError, StoreUnavailableError, UnsentError
 from broker_worker.events import Emit, PublishFailed, ServiceWorked
 from broker_worker.outgoing import Owed
 from broker_worker.ports import Outbox, Publisher
@@ -26,6 +26,7 @@ class Relay:
         self._waiting: deque[Owed] = deque()
         self._confirmed: list[int] = []
         self._refused: list[int] = []
+        self._unsent: list[int] = []
         self._publishing = 0
         self._is_taking = False
         self._is_draining = False
@@ -66,13 +67,17 @@ class Relay:
     async def drain(self) -> None:
         """Take no more, and return once nothing is left to publish or to settle; for the end of a worker."""
         self._is_draining = True
-        while self._load or self._confirmed or self._refused or self._is_taking or self._is_settling:
+        while self._load or self._has_results or self._is_taking or self._is_settling:
             self._results.set()
             await asyncio.sleep(0.02)
 
     @property
     def _load(self) -> int:
         return len(self._waiting) + self._publishing
+
+    @property
+    def _has_results(self) -> bool:
+        return bool(self._confirmed or self._refused or self._unsent)
 
     async def _take(self, limit: int) -> int:
         self._is_taking = True
@@ -100,6 +105,10 @@ class Relay:
         """Remember what became of a publish, and let the next ones begin."""
         if error is None:
             self._confirmed.append(owed.id)
+        elif isinstance(error, UnsentError):
+            # there is no way out at the moment: what waits goes back with it, before its two minutes are over
+            self._unsent += [owed.id, *(each.id for each in self._waiting)]
+            self._waiting.clear()
         else:
             self._refused.append(owed.id)
             self._emit(PublishFailed(owed.outgoing.kind, owed.outgoing.routing_key, str(error)))
@@ -117,12 +126,15 @@ class Relay:
             self._results.clear()
             confirmed, self._confirmed = self._confirmed, []
             refused, self._refused = self._refused, []
+            unsent, self._unsent = self._unsent, []
             self._is_settling = True
             try:
                 if confirmed:
                     await self._outbox.delete(confirmed)
                 if refused:
                     await self._outbox.put_back(refused)
+                if unsent:
+                    await self._outbox.return_unsent(unsent)
             except StoreUnavailableError:
                 # not deleted: sent again after two minutes, and known as a duplicate where it arrives
                 continue

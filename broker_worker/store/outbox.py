@@ -18,6 +18,7 @@ from broker_worker.outgoing import Kind, Outgoing, Owed, copy_outgoing
 from broker_worker.store.apply import PROMPTNESS, kept_properties
 from broker_worker.store.database import Database
 
+PAUSE = timedelta(seconds=1)  # of a row that was not even sent, for want of a connection
 LONGEST_PAUSE = timedelta(minutes=5)  # between two tries of a row that can't be published
 REPLY_TRIES = 20  # of a reply, over about an hour; everything else is tried for ever
 
@@ -30,6 +31,9 @@ class OutboxStore:
         self._schema = database.schema
         self._worker = worker
         self._deleting = text(f"DELETE FROM {database.schema}.outbox WHERE id = ANY(CAST(:ids AS bigint[]))")
+        self._returning = text(f"""
+            UPDATE {database.schema}.outbox SET worker = NULL, available_at = now() + CAST(:pause AS interval)
+            WHERE id = ANY(CAST(:ids AS bigint[]))""")
 
     async def take(self, limit: int) -> list[Owed]:
         """Take rows that are due, or whose worker is dead, or that it left lying for two minutes.
@@ -98,6 +102,10 @@ class OutboxStore:
     async def delete(self, ids: Sequence[int]) -> None:
         """Forget what the broker has confirmed."""
         await self._database.single(self._deleting, {"ids": list(ids)})
+
+    async def return_unsent(self, ids: Sequence[int]) -> None:
+        """Leave rows that nobody tried to send to any relay, a second later: nothing is wrong with them."""
+        await self._database.single(self._returning, {"ids": list(ids), "pause": PAUSE})
 
     async def put_back(self, ids: Sequence[int]) -> None:
         """Leave rows that could not be published to any relay, later and later.

@@ -7,22 +7,17 @@ from collections import Counter
 
 import structlog
 
-from broker_worker.errors import UnavailableError
 from broker_worker.events import (
     AttemptFinished,
     AttemptStarted,
-    ConnectionChanged,
-    ConsumerChanged,
     DeliverySettled,
     Event,
     LifecycleChanged,
-    PublishFailed,
-    ServiceFailed,
     ServiceWorked,
-    TopologyRepaired,
 )
 from broker_worker.message import TaskId
 from broker_worker.outcome import Cancelled, Dead, Failure, Postponed, Released, Succeeded
+from broker_worker.telemetry.server_lines import ServerLines, given
 
 LOGGER = "broker_worker"
 # Everything else that is settled without a run is daily business, and counted.
@@ -50,11 +45,11 @@ class LogSubscriber:
         self._shows_tracebacks = shows_tracebacks
         self._log: structlog.stdlib.BoundLogger = structlog.stdlib.get_logger(LOGGER).bind()
         self._logger = logging.getLogger(LOGGER)
+        self._servers = ServerLines(self._log)
         self._counts: Counter[str] = Counter()
         self._in_flight = 0
-        self._is_draining = False
 
-    def __call__(self, event: Event) -> None:  # noqa: C901, PLR0912 - one case per event
+    def __call__(self, event: Event) -> None:
         match event:
             case AttemptStarted():
                 self._attempt_started(event)
@@ -62,22 +57,12 @@ class LogSubscriber:
                 self._attempt_finished(event)
             case DeliverySettled():
                 self._delivery_settled(event)
-            case ConnectionChanged(link=link, is_up=is_up, detail=detail):
-                message = "connected" if is_up else "connection lost"
-                self._log.log(self._link_level(is_up=is_up), message, link=link, **_given(detail=detail))
-            case ConsumerChanged(queue=queue, is_up=is_up, detail=detail):
-                message = "consuming" if is_up else "consumer lost"
-                self._log.log(self._link_level(is_up=is_up), message, queue=queue, **_given(detail=detail))
-            case TopologyRepaired(what=what):
-                self._log.warning("topology repaired", what=what)
-            case ServiceFailed():
-                self._service_failed(event)
             case ServiceWorked(service=service, what=what, count=count):
                 self._log.debug("service worked", service=service, what=what, count=count)
-            case PublishFailed(kind=kind, routing_key=key, error=error):
-                self._log.warning("publish failed", kind=str(kind), routing_key=key, error=error)
             case LifecycleChanged():
                 self._lifecycle_changed(event)
+            case _:
+                self._servers.write(event)
 
     def summarise(self) -> None:
         """Write what happened since the last summary. Call it once a minute."""
@@ -99,7 +84,7 @@ class LogSubscriber:
         self._log.debug(
             "attempt started",
             **_task(event.task, event.attempt),
-            **_given(waited_s=waited, trace_id=event.trace_id),
+            **given(waited_s=waited, trace_id=event.trace_id),
         )
 
     def _attempt_finished(self, event: AttemptFinished) -> None:
@@ -159,7 +144,7 @@ class LogSubscriber:
                 log.debug("task succeeded")
             case Dead(reason=reason, failure=failure):
                 self._counts["dead"] += 1
-                traceback = _given(exception=failure.traceback)
+                traceback = given(exception=failure.traceback)
                 log.error("task dead", reason=reason, **_failure(failure), **traceback)
             case Cancelled():
                 log.info("task cancelled")
@@ -181,26 +166,14 @@ class LogSubscriber:
             "delivery refused, task dead" if event.how == "refused" else "delivery settled without a run",
             queue=event.queue,
             how=event.how,
-            **_given(task=event.name, task_id=event.task_id, reason=event.detail),
+            **given(task=event.name, task_id=event.task_id, reason=event.detail),
         )
 
     def _lifecycle_changed(self, event: LifecycleChanged) -> None:
-        self._is_draining |= event.phase == "draining"
+        self._servers.is_draining |= event.phase == "draining"
         level = logging.WARNING if event.phase in WORRYING_PHASES else logging.INFO
         message = MESSAGE_BY_PHASE.get(event.phase, "worker changed")
-        self._log.log(level, message, phase=event.phase, **_given(detail=event.detail))
-
-    def _link_level(self, *, is_up: bool) -> int:
-        """What goes down while the worker stops goes down by its own will."""
-        return logging.INFO if is_up or self._is_draining else logging.WARNING
-
-    def _service_failed(self, event: ServiceFailed) -> None:
-        """A server that is away says it all in one line; anything else is a fault of ours."""
-        log = self._log.bind(service=event.service)
-        if isinstance(event.error, UnavailableError):
-            log.warning("service failed", error=event.error, error_type=type(event.error).__name__)
-        else:
-            log.error("service failed", exc_info=event.error)
+        self._log.log(level, message, phase=event.phase, **given(detail=event.detail))
 
 
 def _task(task: TaskId, attempt: int) -> dict[str, object]:
@@ -210,10 +183,5 @@ def _task(task: TaskId, attempt: int) -> dict[str, object]:
 def _failure(failure: Failure) -> dict[str, object]:
     return {
         "error_type": failure.error_type,
-        **_given(error=failure.message, fingerprint=failure.fingerprint),
+        **given(error=failure.message, fingerprint=failure.fingerprint),
     }
-
-
-def _given(**fields: object) -> dict[str, object]:
-    """Leave out what is not known or empty."""
-    return {name: value for name, value in fields.items() if value not in (None, "")}

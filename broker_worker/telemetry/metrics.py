@@ -26,6 +26,7 @@ from broker_worker.events import (
     Event,
     LifecycleChanged,
     PublishFailed,
+    PublishingBlocked,
     ServiceFailed,
     ServiceWorked,
     TopologyRepaired,
@@ -83,7 +84,7 @@ class MetricsSubscriber:
         self._sampled = _Sampled(make)
         self._show_zeros()
 
-    def __call__(self, event: Event) -> None:  # noqa: C901, PLR0912 - one case per event
+    def __call__(self, event: Event) -> None:  # noqa: C901, PLR0912, PLR0915 - one case per event
         machinery = self._machinery
         match event:
             case AttemptStarted():
@@ -94,8 +95,12 @@ class MetricsSubscriber:
                 self._delivery_settled(event)
             case ConnectionChanged(link=link, is_up=is_up):
                 machinery.connection_up.labels(link).set(is_up)
-            case ConsumerChanged(queue=queue, is_up=is_up):
+            case ConsumerChanged(queue=queue, is_up=is_up, code=code):
                 machinery.consumer_up.labels(queue).set(is_up)  # ours all, those of dead letters as well
+                if not is_up:
+                    machinery.consumer_losses.labels(queue, _code(code)).inc()
+            case PublishingBlocked(is_blocked=is_blocked):
+                machinery.publishing_blocked.set(is_blocked)
             case TopologyRepaired():
                 machinery.topology_repairs.inc()
             case ServiceFailed(service=service):
@@ -207,6 +212,13 @@ class _Machinery:
     def __init__(self, make: _Maker) -> None:
         self.serving = make.gauge("serving", "1 while the worker is neither starting nor stopping")
         self.consumer_up = make.gauge("consumer_up", "1 while the broker knows our consumer", "queue")
+        self.consumer_losses = make.counter(
+            "consumer_losses",
+            "How often a consumer was found lost, by the broker's reply code",
+            "queue",
+            "code",
+        )
+        self.publishing_blocked = make.gauge("publishing_blocked", "1 while the broker takes no publishes")
         self.connection_up = make.gauge("connection_up", "1 while a connection stands", "link")
         self.publish_failures = make.counter("publish_failures", "Publishes to be tried again", "kind")
         self.service_failures = make.counter(
@@ -241,6 +253,10 @@ def outcome_word(outcome: Outcome) -> str:
             return "cancelled"
         case Released():
             return "released"
+
+
+def _code(code: int | None) -> str:
+    return "none" if code is None else str(code)
 
 
 def _reason(text: str) -> str:

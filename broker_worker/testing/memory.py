@@ -49,6 +49,7 @@ from broker_worker.task import (
 from broker_worker.testing.tables import PROMPTNESS, MemoryDatabase, OutboxRow, TaskRow, WorkerRow
 
 # The same as in store/, which this module must not import; the contract suites compare them.
+UNSENT_PAUSE = timedelta(seconds=1)
 LONGEST_PAUSE = timedelta(minutes=5)
 BATCH = 200
 OVERDUE = timedelta(minutes=10)
@@ -257,6 +258,12 @@ class MemoryStore:
             pause = min(timedelta(seconds=1 << min(row.failures, 10)), LONGEST_PAUSE)
             row.worker, row.available_at = None, self._database.clock.now() + pause
             row.failures += 1
+
+    async def return_unsent(self, ids: Sequence[int]) -> None:
+        for id_ in ids:
+            row = self._database.outbox.get(id_)
+            if row is not None:
+                row.worker, row.available_at = None, self._database.clock.now() + UNSENT_PAUSE
 
     def _is_declared_dead(self, worker: UUID) -> bool:
         return worker in self._database.workers and self._database.is_dead(worker)

@@ -148,6 +148,19 @@ async def test_what_was_put_back_comes_later_and_later_to_any_relay(world: World
         assert expected - 1 <= pause <= expected
 
 
+async def test_what_was_not_even_sent_comes_a_second_later_however_often(world: World) -> None:
+    worker, other = await world.join(), await world.join()
+    await worker.finish(MESSAGE, NOW_AGAIN)
+    ids = [owed.id for owed in worker.owed]
+
+    for _ in range(5):
+        await worker.outbox.return_unsent(ids)
+        assert await other.outbox.take(9) == []
+        await world.pass_time(MOMENT)
+
+        assert [owed.id for owed in await other.outbox.take(9)] == ids
+
+
 async def test_a_row_that_is_put_back_for_ever_still_comes_every_five_minutes(world: World) -> None:
     worker = await world.join()
     await worker.finish(MESSAGE, NOW_AGAIN)

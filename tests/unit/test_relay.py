@@ -7,7 +7,7 @@ from functools import partial
 
 import pytest
 
-from broker_worker.errors import PublishError, StoreUnavailableError
+from broker_worker.errors import PublishError, StoreUnavailableError, UnsentError
 from broker_worker.events import Event, PublishFailed, ServiceWorked
 from broker_worker.message import Properties
 from broker_worker.outgoing import Kind, Outgoing, Owed
@@ -26,6 +26,7 @@ class Rows:
         self.lying: list[Owed] = []
         self.deleted: list[int] = []
         self.put_back_ids: list[int] = []
+        self.unsent_ids: list[int] = []
         self.limits: list[int] = []
         self.deletes = 0
         self.failures = 0
@@ -46,6 +47,9 @@ class Rows:
     async def put_back(self, ids: Sequence[int]) -> None:
         self.put_back_ids += ids
 
+    async def return_unsent(self, ids: Sequence[int]) -> None:
+        self.unsent_ids += ids
+
 
 class Broker:
     """A publisher whose confirms take a second; `refused` is what it returns."""
@@ -54,6 +58,7 @@ class Broker:
         self.is_ready = is_ready
         self.published: list[Outgoing] = []
         self.refused: set[str] = set()
+        self.is_away = False
         self.in_flight = 0
         self.most_in_flight = 0
 
@@ -62,6 +67,8 @@ class Broker:
         self.most_in_flight = max(self.most_in_flight, self.in_flight)
         await asyncio.sleep(1)
         self.in_flight -= 1
+        if self.is_away:
+            raise UnsentError("nobody there")
         if outgoing.routing_key in self.refused:
             raise PublishError("no such queue")
         self.published.append(outgoing)
@@ -128,6 +135,25 @@ async def test_what_is_refused_is_put_back_and_said(scene: Scene) -> None:
 
     assert (scene.rows.deleted, scene.rows.put_back_ids) == ([1], [2])
     assert scene.events == [PublishFailed("copy", "nowhere", "no such queue")]
+
+
+@in_virtual_time
+async def test_without_a_way_to_the_broker_all_goes_back_at_once_and_nothing_is_held_against_it(
+    scene: Scene,
+) -> None:
+    scene.broker.is_away = True
+
+    async with scene.running() as relay:
+        relay.promptly([owed(id_) for id_ in range(IN_FLIGHT + 300)])
+        await asyncio.sleep(1.5)
+        returned_at_once = sorted(scene.rows.unsent_ids)
+        scene.broker.is_away = False
+        relay.promptly([owed(-1)])
+
+    assert returned_at_once == list(range(IN_FLIGHT + 300))
+    assert scene.rows.put_back_ids == []
+    assert scene.rows.deleted == [-1]
+    assert scene.events == []
 
 
 @in_virtual_time

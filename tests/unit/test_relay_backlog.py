@@ -41,6 +41,9 @@ class Rows:
     async def put_back(self, ids: Sequence[int]) -> None:
         self.lying += [owed(id_) for id_ in ids]
 
+    async def return_unsent(self, ids: Sequence[int]) -> None:
+        await self.put_back(ids)
+
 
 class Broker:
     """Confirms after a moment."""

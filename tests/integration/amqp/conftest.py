@@ -101,9 +101,9 @@ async def serve(broker: Broker, declared: Topology) -> AsyncIterator[Callable[..
             may_declare: bool = True,
         ) -> Service:
             events, deliveries = Events(), asyncio.Queue[AmqpDelivery]()
-            wanted = subscriptions or [
-                Subscription(name, declared.work_queue(name), prefetch) for name in declared.queues
-            ]
+            wanted = subscriptions
+            if wanted is None:
+                wanted = [Subscription(name, declared.work_queue(name), prefetch) for name in declared.queues]
             declare = declare_for(declared) if may_declare else None
             consumption = Consumption(
                 Link("consume", lambda: url, events.emit),

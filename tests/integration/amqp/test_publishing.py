@@ -13,7 +13,7 @@ from broker_worker.amqp.connection import Connection, Link, connected
 from broker_worker.amqp.consumer import Subscription
 from broker_worker.amqp.publisher import Publisher
 from broker_worker.amqp.topology import Topology
-from broker_worker.errors import PublishError
+from broker_worker.errors import PublishError, UnsentError
 from broker_worker.events import ConnectionChanged, TopologyRepaired
 from broker_worker.message import Properties
 from broker_worker.outgoing import Kind, Outgoing
@@ -265,7 +265,7 @@ async def test_a_publish_without_a_broker_fails_at_its_deadline(declared: Topolo
     async with asyncio.TaskGroup() as group:
         group.create_task(publisher.run())
 
-        with pytest.raises(PublishError, match="no answer in time"):
+        with pytest.raises(UnsentError, match="no answer in time"):
             await publisher.publish(copy())
 
         await publisher.close()

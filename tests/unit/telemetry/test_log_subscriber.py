@@ -12,6 +12,7 @@ from broker_worker.events import (
     Event,
     LifecycleChanged,
     PublishFailed,
+    PublishingBlocked,
     ServiceFailed,
     ServiceWorked,
     TopologyRepaired,
@@ -56,6 +57,14 @@ SHOWN: list[tuple[Event, str, str]] = [
     (ConnectionChanged("consume", is_up=False, detail="refused"), "warning", "connection lost"),
     (ConsumerChanged("email", is_up=True), "info", "consuming"),
     (ConsumerChanged("email", is_up=False), "warning", "consumer lost"),
+    (ConsumerChanged("email", is_up=False, code=404), "warning", "consumer lost"),
+    (ConsumerChanged("email", is_up=False, code=403), "error", "consumer lost"),
+    (
+        PublishingBlocked(is_blocked=True, reason="low on memory"),
+        "warning",
+        "publishing blocked by the broker",
+    ),
+    (PublishingBlocked(is_blocked=False), "info", "publishing goes on"),
     (TopologyRepaired("bw.q.email"), "warning", "topology repaired"),
     (ServiceWorked("rescuer", "rescued", 2), "debug", "service worked"),
     (PublishFailed("copy", "email", "returned"), "warning", "publish failed"),
@@ -114,6 +123,7 @@ def test_what_a_worker_closes_as_it_stops_is_no_warning(lines: Lines) -> None:
     subscriber(ConnectionChanged("consume", is_up=False))
 
     assert [line["level"] for line in lines.all] == ["info"] * 3
+    assert [line["message"] for line in lines.all[1:]] == ["consumer stopped", "connection closed"]
 
 
 def test_a_result_is_never_shown(lines: Lines) -> None:
