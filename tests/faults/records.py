@@ -168,7 +168,10 @@ class Change(Record):
 
 @dataclass(slots=True, kw_only=True)
 class TaskChange(Change):
-    """history.jsonl: a row of `tasks`. `new_state` "" is a row that was deleted, `old_state` "" a new one."""
+    """history.jsonl: a row of `tasks`. `new_state` "" is a row that was deleted, `old_state` "" a new one.
+
+    An update that touches none of the columns below, nor `finished_at`, is left out (progress, dates).
+    """
 
     file = "history"
 
@@ -243,14 +246,19 @@ class LetterChange(Change):
 
 @dataclass(slots=True, kw_only=True)
 class WorkerChange(Change):
-    """history_workers.jsonl: a row of `workers` that was written, or whose dead_at was set. Not its beats."""
+    """history_workers.jsonl: a row of `workers` that was written, or whose dead_at was set. Not its beats.
+
+    `left` is a worker that said so itself at its end, where the recorder can tell that from a death that
+    another declared (whose statement compares the beat: `current_query() LIKE '%beat =%'`); else `dead`.
+    """
 
     file = "history_workers"
 
-    op: Literal["insert", "dead"]
+    op: Literal["insert", "dead", "left"]
     worker: str
     host: str = ""  # its `name`
     beat: int = 0
+    beat_at: float | None = None  # of `dead` and `left`: when it had beaten last
 
 
 @dataclass(slots=True, kw_only=True)
