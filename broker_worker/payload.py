@@ -133,7 +133,7 @@ def read_signature(
         if first_by_kind.setdefault(kind, name) != name:
             raise ConfigurationError(f"{where}: parameter {name!r}: there is a {kind.__name__} already")
     taken = {name: parameter for name, parameter in parameters.items() if name not in injected}
-    result = _adapter(_result_hint(hints), where, "the return value")
+    result = _result_adapter(_result_hint(hints), where)
     return Signature(_payload(taken, hints, where), result, injected)
 
 
@@ -274,6 +274,17 @@ def _adapter(hint: object, where: str, what: str) -> TypeAdapter[object]:
         raise ConfigurationError(
             f"{where}: {what} has a type that pydantic can't handle: {one_line(error)}"
         ) from error
+
+
+def _result_adapter(hint: object, where: str) -> TypeAdapter[object]:
+    """Let NaN and Infinity be seen: pydantic alone makes `null` of them, and nobody would know.
+
+    A model or a dataclass brings its own config; there its author decides.
+    """
+    try:
+        return TypeAdapter(hint, config=ConfigDict(ser_json_inf_nan="constants"))  # type: ignore[arg-type]  # a hint, as the signature has it
+    except Exception:  # noqa: BLE001 - it has a config of its own, or can't be handled at all
+        return _adapter(hint, where, "the return value")
 
 
 def _known_names(adapter: TypeAdapter[object]) -> frozenset[str]:

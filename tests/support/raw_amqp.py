@@ -14,6 +14,8 @@ from pamqp.base import Frame
 from pamqp.header import ProtocolHeader
 
 FRAME_END = b"\xce"
+FRAME_MAX = 131072
+BODY_OF_A_FRAME = FRAME_MAX - 8  # without its seven bytes in front and one behind
 FLAG = commands.Basic.Properties.flags
 
 
@@ -23,6 +25,7 @@ class RawPublisher:
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._reader = reader
         self._writer = writer
+        self.major = 0  # the broker's version
 
     async def publish(
         self, exchange: str, routing_key: bytes, *, flags: int = 0, properties: bytes = b"", body: bytes = b""
@@ -39,15 +42,18 @@ class RawPublisher:
         header = struct.pack(">HHQH", commands.Basic.frame_id, 0, len(body), flags) + properties
         self._write(1, method + b"\0")
         self._write(2, header)
-        if body:
-            self._write(3, body)
+        for start in range(0, len(body), BODY_OF_A_FRAME):
+            self._write(3, body[start : start + BODY_OF_A_FRAME])
+            await self._writer.drain()
         return await self._read()
 
     async def open(self, user: str, password: str, vhost: str) -> None:
         self._writer.write(ProtocolHeader().marshal())
-        await self._read()
+        start = await self._read()
+        assert isinstance(start, commands.Connection.Start)
+        self.major = int(str(start.server_properties["version"]).partition(".")[0])
         await self._call(commands.Connection.StartOk({}, "PLAIN", f"\0{user}\0{password}", "en_US"))
-        self._send(commands.Connection.TuneOk(10, 131072, 0), 0)
+        self._send(commands.Connection.TuneOk(10, FRAME_MAX, 0), 0)
         await self._call(commands.Connection.Open(vhost))
         await self._call(commands.Channel.Open(), 1)
         await self._call(commands.Confirm.Select(), 1)

@@ -304,7 +304,6 @@ def returning(hint: object = Any) -> Handler:
         (Order(id=1), '{"id":1,"kind":"a","prices":{}}'),
         (Point(1), '{"x":1}'),
         (datetime(2026, 1, 1, tzinfo=UTC), '"2026-01-01T00:00:00Z"'),
-        (math.nan, "null"),
         ("\\u0000", '"\\\\u0000"'),
     ],
 )
@@ -336,14 +335,22 @@ def failing() -> Iterator[int]:
 
 @pytest.mark.parametrize(
     "value",
-    [object(), "\ud800", b"\xff", "a\0", deep(), circle(), 10**5000, failing()],
-    ids=["object", "surrogate", "bytes", "nul", "deep", "circle", "long", "failing"],
+    [object(), "\ud800", b"\xff", "a\0", deep(), circle(), 10**5000, failing(), math.nan, [-math.inf]],
+    ids=["object", "surrogate", "bytes", "nul", "deep", "circle", "long", "failing", "nan", "infinity"],
 )
 def test_a_result_that_is_no_json_for_postgres_is_refused(value: object) -> None:
     with pytest.raises(Refusal) as caught:
         returning().serialise(value, max_bytes=10**6)
 
     assert caught.value.reason is Reason.RESULT_UNSERIALISABLE
+
+
+@pytest.mark.parametrize("hint", [float, list[float], dict[str, float], float | None])
+def test_a_result_that_may_be_a_number_may_not_be_none(hint: object) -> None:
+    value = {list[float]: [math.nan], dict[str, float]: {"a": math.nan}}.get(hint, math.nan)  # type: ignore[call-overload]
+
+    with pytest.raises(Refusal, match="NaN"):
+        returning(hint).serialise(value, max_bytes=100)
 
 
 def test_a_result_that_is_too_large_is_refused_by_its_bytes() -> None:
