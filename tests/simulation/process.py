@@ -1,0 +1,236 @@
+"""A daemon as a process of the simulation: the real object graph on simulated ports, and its deaths.
+
+`App` builds itself as ever; only the adapters that it names are replaced. So a change of the wiring is
+simulated, too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from contextvars import copy_context
+from dataclasses import replace
+from datetime import timedelta
+from functools import partial
+from typing import Any
+from unittest import mock
+from uuid import UUID
+
+from broker_worker import app
+from broker_worker.amqp.consumer import Subscription
+from broker_worker.errors import UnavailableError
+from broker_worker.events import Event, PublishFailed, ServiceFailed
+from broker_worker.registry import Registry
+from broker_worker.services.relay import Relay
+from broker_worker.settings import Settings
+from broker_worker.worker.intake import Intake
+from tests.faults.records import Process
+from tests.simulation import store
+from tests.simulation.adapters import SimulatedConsumption, SimulatedDelivery, SimulatedPublisher
+from tests.simulation.broker import Broker, Connection
+from tests.simulation.database import SimulatedDatabase
+from tests.simulation.faults import Faults
+from tests.simulation.loop import LIFE, Life
+from tests.simulation.world import ProcessClock, World
+
+REPLACED = {
+    "TaskStore": store.SimulatedTaskStore,
+    "Transactions": store.SimulatedTransactions,
+    "RescueStore": store.SimulatedRescues,
+    "LetterStore": store.SimulatedLetters,
+    "CheckpointStore": store.SimulatedCheckpoints,
+    "ProgressStore": store.SimulatedProgress,
+    "CancelStore": store.SimulatedCancels,
+}
+UNSIMULATED = frozenset({"pruner", "sampler", "collector", "summary"})  # services that move no task
+EXPECTED = (UnavailableError,)  # what a service's turn may fail with while servers are away
+
+
+@contextmanager
+def replaced_adapters() -> Iterator[None]:
+    """Let `App` build itself on simulated ports."""
+    with ExitStack() as patches:
+        for name, adapter in REPLACED.items():
+            patches.enter_context(mock.patch.object(app, name, adapter))
+        yield
+
+
+class SimulatedApp(app.App):
+    """The object graph of one simulated process."""
+
+    def __init__(self, process: SimulatedProcess) -> None:
+        self.process = process
+        super().__init__(process.settings, process.registry, Witnessed(process))  # type: ignore[arg-type]
+        parts = self.daemon._parts
+        services = [each for each in parts.services if _service_name(each) not in UNSIMULATED]
+        self.daemon._parts = replace(parts, services=services)
+
+    def _build_stores(self) -> None:
+        process: Any = self.process
+        self.worker, self.name, self.clock = process.worker, process.name, process.clock
+        session: Any = store.Session(process, process.database)
+        self.database = self.beat_database = self.handlers_database = session
+        outbox: Any = store.SimulatedOutbox(session, worker=self.worker)
+        workers: Any = store.SimulatedWorkers(session, worker=self.worker)
+        self.outbox, self.workers = outbox, workers
+        process.session = session
+
+    def _build_broker(self) -> None:
+        publisher: Any = SimulatedPublisher(self.process)
+        self.topology = self.process.broker.topology
+        self.publisher = publisher
+        self.relay = Relay(self.outbox, self.publisher, emit=self.emit)
+
+    @property
+    def consumptions(self) -> list[SimulatedConsumption]:
+        found: Any = self.daemon._parts.consumptions
+        return list(found)
+
+    def _consumption(self, name: str, queues: list[Subscription], intake: Intake) -> Any:  # noqa: ANN401 - a Consumption by shape
+        def take(delivery: SimulatedDelivery) -> None:
+            intake.take(delivery)
+
+        return SimulatedConsumption(self.process, queues, take)
+
+    async def _prepare(self) -> None:
+        await self.resources.open()
+        await self.workers.register(name=self.name, release="0")
+
+    def end(self) -> None:
+        """Let go of what only a real process has."""
+        self.executor.close()
+
+
+class Witnessed:
+    """Stands for `Observation`: nothing that a daemon says gets lost."""
+
+    def __init__(self, process: SimulatedProcess) -> None:
+        self._process = process
+
+    def emit(self, event: Event) -> None:
+        process = self._process
+        match event:
+            case ServiceFailed(service=service, error=error) if not isinstance(error, EXPECTED):
+                process.complain(f"{service} failed: {type(error).__name__}: {error}")
+            case PublishFailed(error=error):
+                process.world.counts["publish_failed"] += 1
+            case _:
+                pass
+
+    def expect(self, links: object, consumers: object) -> None:
+        """Nobody asks for health."""
+
+    async def summarise(self) -> None:
+        """Nobody reads."""
+
+
+class SimulatedProcess(Life):
+    """One incarnation of a daemon."""
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        world: World,
+        faults: Faults,
+        broker: Broker,
+        database: SimulatedDatabase,
+        settings: Settings,
+        registry: Registry,
+    ) -> None:
+        super().__init__()
+        self.name = name
+        self.world = world
+        self.faults = faults
+        self.broker = broker
+        self.database = database
+        self.settings = settings
+        self.registry = registry
+        self.worker = UUID(int=world.random.getrandbits(128), version=4)
+        skew = world.random.choice((0, 0, 0, -3600, 3600, 90, -7))
+        self.clock = ProcessClock(world, timedelta(seconds=skew))
+        self.context = copy_context()
+        self.context.run(LIFE.set, self)
+        self.connections: list[Connection] = []
+        self.session: store.Session | None = None
+        self.app: SimulatedApp | None = None
+        self.exit_code: int | None = None
+        self.is_ending = False
+
+    def start(self) -> None:
+        self.world.tell(Process(kind="began", process=self.name, worker=str(self.worker)))
+        self.main = self.world.loop.create_task(self._main(), context=self.context)
+
+    async def _main(self) -> None:
+        try:
+            self.app = SimulatedApp(self)
+            code = await self.app.daemon.run()
+        except Exception as error:  # noqa: BLE001 - whatever it is, it is seen
+            self.complain(f"the daemon ended: {type(error).__name__}: {error}")
+            code = 1
+        if not self.is_dead:
+            self.world.log(self.name, f"ended with {code}: {self.app.signals.reason if self.app else ''}")
+            self._end(code)
+
+    # --- its ends ----------------------------------------------------------------------
+
+    def crash(self) -> None:
+        """End at once, as after SIGKILL."""
+        if not self.is_dead:
+            self.world.broke("crash", self.name)
+            self._end(-9)
+
+    def ask_to_stop(self) -> None:
+        """Send SIGTERM."""
+        if self.app is not None and not self.is_dead:
+            self.is_ending = True
+            self.world.loop.call_soon(self.app.signals.ask, "SIGTERM", context=self.context)
+
+    def pause(self, seconds: float) -> None:
+        """Send SIGSTOP, and later SIGCONT."""
+        if self.is_dead or self.is_paused:
+            return
+        number = self.world.broke("pause", self.name, lasts=True)
+        self.is_paused = True
+        for connection in [each for each in self.connections if each.is_open]:
+            # the broker hears no heartbeats; the client finds the end of the connection when it goes on
+            self.world.later(20 + self.world.random.random() * 12, self._hear_nothing, connection)
+        self.world.later(seconds, self._resume, number)
+
+    def _resume(self, number: int) -> None:
+        if not self.is_dead and self.is_paused:
+            self.world.loop.resume(self)
+        self.world.mended(number, "pause", self.name)
+
+    def _hear_nothing(self, connection: Connection) -> None:
+        if self.is_paused and connection.is_open:
+            connection.end("no heartbeat")
+
+    def _end(self, code: int) -> None:
+        self.is_dead = True
+        self.exit_code = code
+        self.world.tell(Process(kind="ended", process=self.name, worker=str(self.worker), exit_code=code))
+        for connection in self.connections:
+            # what was written to the socket may still arrive
+            self.world.later(self.world.latency(), connection.end_here)
+
+    # --- what its adapters ask ---------------------------------------------------------
+
+    def connect(self) -> Connection:
+        connection = self.broker.connect(self.name, self, self.context)
+        self.connections = [each for each in self.connections if each.is_open]
+        self.connections.append(connection)
+        return connection
+
+    def pass_by(self, step: str) -> None:
+        """Pass a step at which a fault may be armed."""
+        self.world.passed(step, self)
+
+    def complain(self, text: str) -> None:
+        """Say what should never be."""
+        self.world.counts["complaints"] += 1
+        self.world.log(self.name, f"UNEXPECTED {text}")
+
+
+def _service_name(service: object) -> str:
+    return str(service.keywords.get("name", "")) if isinstance(service, partial) else ""
