@@ -190,6 +190,7 @@ class _Reader:
     def property(self, name: str, data_type: str, offset: int) -> tuple[int, common.FieldValue]:
         if data_type == "shortstr":
             end = offset + 1 + self.data[offset]
+            self._check_end(end, len(self.data))
             return end, self._short_string(name, offset + 1, end)
         if data_type == "table":
             end = offset + 4 + self._length(offset, len(self.data))

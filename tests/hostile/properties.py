@@ -204,6 +204,7 @@ FLAGS = (
         "flags to be continued, with more of them",
         GOOD_FLAGS | 1,
         b"\xff\xfe" + good("flags to be continued, with more of them"),
+        DONE,
     ),
     raw(
         "flags to be continued ten times",
