@@ -176,9 +176,7 @@ class SimulatedConsumption:
         if consumer.channel is not channel:
             return
         consumer.channel = consumer.idle_since = None
-        if channel.is_usable:
-            channel.is_usable = False
-            connection.to_broker(channel.give_back)
+        channel.close()
         loop, pause = self._process.world.loop, 0.1 + self._process.world.random.random()
         loop.call_later(pause, self._open, connection, consumer, context=self._process.context)
 

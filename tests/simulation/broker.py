@@ -13,7 +13,7 @@ from collections.abc import Callable
 from contextvars import Context
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from broker_worker.amqp.topology import Topology
 from broker_worker.dead_letter import LETTER_ID
@@ -32,6 +32,7 @@ EVENTS = "events"  # an exchange that handlers name
 REPLIES = "replies"  # a queue that publishers name
 
 Done = Callable[[PublishError | None], None]
+Frame = tuple[Callable[[], None], Wire | None]  # and how it was seen where it set out
 
 
 class Answer:
@@ -211,19 +212,21 @@ class Broker:
                     lost += 1
         return lost
 
-    def _receive(self, kind: str, held: Held) -> None:
+    def _receive(self, kind: Literal["letter", "event", "reply"], held: Held) -> None:
         headers = held.properties.headers
+        answer = json.loads(held.body) if kind == "reply" else {}
         self.world.tell(
             Received(
-                kind=kind,  # type: ignore[arg-type]  # one of three
+                kind=kind,
                 letter=_text(headers.get(LETTER_ID)),
                 event=_text(headers.get(EVENT_ID)),
                 child_id=json.loads(held.body) if kind == "event" else "",
                 queue=held.routing_key.partition(".")[0] if kind == "letter" else "",
-                name=held.properties.type or "",
-                id=_text(headers.get(TASK_ID)),
+                name=_text(answer.get("name")) or held.properties.type or "",
+                id=_text(answer.get("id") or headers.get(TASK_ID)),
                 correlation_id=held.properties.correlation_id or "",
-                reason=_text(headers.get("bw-reason")),
+                reason=_text(answer.get("reason") or headers.get("bw-reason")),
+                state=_text(answer.get("state")),
                 body=hashlib.sha256(held.body).hexdigest(),
             )
         )
@@ -261,8 +264,8 @@ class Connection:
         self.on_lost: Callable[[str], None] = lambda _: None
         self.channels: list[Channel] = []
         self._context = context
-        self._up: deque[Callable[[], None]] = deque()
-        self._down: deque[Callable[[], None]] = deque()
+        self._up: deque[Frame] = deque()
+        self._down: deque[Frame] = deque()
 
     def channel(self) -> Channel:
         channel = Channel(self, len(self.channels) + 1)
@@ -271,23 +274,27 @@ class Connection:
 
     # --- frames ----------------------------------------------------------------------
 
-    def to_broker(self, frame: Callable[[], None]) -> None:
-        self._up.append(frame)
+    def to_broker(self, frame: Callable[[], None], seen: Wire | None = None) -> None:
+        self._up.append((frame, seen))
         self.world.later(self.world.latency(), self._arrive)
 
-    def to_client(self, frame: Callable[[], None]) -> None:
-        self._down.append(frame)
+    def to_client(self, frame: Callable[[], None], seen: Wire | None = None) -> None:
+        self._down.append((frame, seen))
         self.world.loop.call_later(self.world.latency(), self._reach, context=self._context)
 
     def _arrive(self) -> None:
-        frame = self._up.popleft()
+        frame, seen = self._up.popleft()
         if self.is_open and not self.is_silent:
             frame()
+        elif seen is not None:
+            seen.is_passed = False
 
     def _reach(self) -> None:
-        frame = self._down.popleft()
+        frame, seen = self._down.popleft()
         if self.is_usable and not self.is_silent:
             frame()
+        elif seen is not None:
+            seen.is_passed = False
 
     # --- ends ------------------------------------------------------------------------
 
@@ -360,14 +367,8 @@ class Channel:
         tag = self._tags
         self.unacked[tag] = held
         assert self.queue is not None
-        self._tell(
-            "deliver",
-            held,
-            tag=tag,
-            redelivered=held.returns > 0,
-            amqp_queue=self.queue.name,
-        )
-        self.connection.to_client(lambda: self._delivered(tag, held))
+        seen = self._tell("deliver", held, tag=tag, redelivered=held.returns > 0, amqp_queue=self.queue.name)
+        self.connection.to_client(lambda: self._delivered(tag, held), seen)
 
     def give_back(self) -> None:
         """End it here; what is unsettled goes back to its queue."""
@@ -393,8 +394,10 @@ class Channel:
             self._tell("cancelled", amqp_queue=self.queue.name)
             self.connection.to_client(lambda: self.on_lost("the broker cancelled the consumer"))
 
-    def _acked(self, tag: int) -> None:
-        if not self.is_open:
+    def _acked(self, tag: int, seen: Wire | None) -> None:
+        if not self.is_open:  # the broker drops what comes for a channel that it has closed
+            if seen is not None:
+                seen.is_passed = False
             return
         if tag not in self.unacked:
             self.world.log("broker", f"unknown delivery tag {tag} on {self.connection.name}")
@@ -432,14 +435,21 @@ class Channel:
     def ack(self, tag: int) -> None:
         """Send an ack; on a channel that is gone there is no way to."""
         if self.is_usable:
-            self._tell("ack", tag=tag)
-            self.connection.to_broker(lambda: self._acked(tag))
+            seen = self._tell("ack", tag=tag)
+            self.connection.to_broker(lambda: self._acked(tag, seen), seen)
+
+    def close(self) -> None:
+        """Close it, with what it holds."""
+        if self.is_usable:
+            self.is_usable = False
+            self._tell("channel_lost")
+            self.connection.to_broker(self.give_back)
 
     def reject(self, tag: int) -> None:
         """Give a delivery back to its queue."""
         if self.is_usable:
-            self._tell("reject", tag=tag, requeue=True)
-            self.connection.to_broker(lambda: self._returned(tag))
+            seen = self._tell("reject", tag=tag, requeue=True)
+            self.connection.to_broker(lambda: self._returned(tag), seen)
 
     def lose(self, reason: str) -> None:
         """Notice its end."""
@@ -461,8 +471,8 @@ class Channel:
         self._publishes += 1
         tag = self._publishes
         self._unconfirmed[tag] = done
-        self._tell("publish", held, tag=tag, mandatory=mandatory)
-        self.connection.to_broker(partial(self._published, tag, held, mandatory))
+        seen = self._tell("publish", held, tag=tag, mandatory=mandatory)
+        self.connection.to_broker(partial(self._published, tag, held, mandatory), seen)
         return tag
 
     def forget(self, tag: int) -> None:
@@ -489,8 +499,8 @@ class Channel:
         return self._answer(tag, "confirm", None)
 
     def _answer(self, tag: int, kind: str, error: PublishError | None) -> None:
-        self._tell(kind, tag=tag)
-        self.connection.to_client(lambda: self._answered(tag, error))
+        seen = self._tell(kind, tag=tag)
+        self.connection.to_client(lambda: self._answered(tag, error), seen)
 
     def _answered(self, tag: int, error: PublishError | None) -> None:
         if (done := self._unconfirmed.pop(tag, None)) is not None:
@@ -498,19 +508,19 @@ class Channel:
 
     # --- what the witness sees -----------------------------------------------------------
 
-    def _tell(self, kind: str, held: Held | None = None, **seen: object) -> None:
+    def _tell(self, kind: str, held: Held | None = None, **facts: object) -> Wire | None:
         if self.connection.life is None:
-            return  # the publishers have a log of their own
-        fields = _fields(held) if held is not None else {}
-        self.world.tell(
-            Wire(
-                kind=kind,  # type: ignore[arg-type]  # one of those
-                connection=self.connection.name,
-                process=self.connection.process,
-                channel=self.number,
-                **(fields | seen),  # type: ignore[arg-type]  # its fields
-            )
+            return None  # the publishers have a log of their own
+        fields = (_fields(held) if held is not None else {}) | facts
+        seen = Wire(
+            kind=kind,  # type: ignore[arg-type]  # one of those
+            connection=self.connection.name,
+            process=self.connection.process,
+            channel=self.number,
+            **fields,  # type: ignore[arg-type]  # its fields
         )
+        self.world.tell(seen)
+        return seen
 
 
 def _fields(held: Held) -> dict[str, object]:

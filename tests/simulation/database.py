@@ -6,7 +6,7 @@ import hashlib
 from typing import Literal
 from uuid import UUID
 
-from broker_worker.dead_letter import DeadLetter
+from broker_worker.dead_letter import LETTER_ID, DeadLetter
 from broker_worker.message import TaskId, from_record
 from broker_worker.outgoing import EVENT_ID, Kind, Outgoing, Owed
 from broker_worker.step import Step, step_of_replay
@@ -150,6 +150,10 @@ class SimulatedDatabase(MemoryDatabase):
     def key_of(self, task: TaskId | None) -> int:
         return self.tasks[task].task.key if task is not None and task in self.tasks else 0
 
+    def key_of_letter(self, letter: object) -> int:
+        found = self.letters.get(UUID(letter)) if isinstance(letter, str) else None
+        return found.task_key or 0 if found is not None else 0
+
     def _letter_change(self, op: str, letter: DeadLetter) -> LetterChange:
         return LetterChange(
             op=op,  # type: ignore[arg-type]  # one of two
@@ -194,9 +198,9 @@ class RecordedOutbox(dict[int, OutboxRow]):
                 op=op,  # type: ignore[arg-type]  # one of two
                 number=number,
                 kind=_kind(row),
-                key=self._database.key_of(row.task),
+                key=self._database.key_of(row.task) or self._database.key_of_letter(headers.get(LETTER_ID)),
                 epoch=row.epoch,
-                letter=str(headers.get("bw-dead-letter-id", "")),
+                letter=str(headers.get(LETTER_ID, "")),
                 event=str(headers.get(EVENT_ID, "")),
                 routing_key=_routing_key(row),
                 failures=row.failures,

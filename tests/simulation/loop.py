@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import heapq
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from contextvars import Context, ContextVar
 from random import Random
 from typing import Any
@@ -20,7 +20,7 @@ from typing import Any
 from broker_worker.errors import BrokerWorkerError
 
 SPREAD = 0.001  # seconds by which a timer may be late
-LAST_TURNS = 20
+LAST_TURNS = 200
 GOES_ROUND = 300_000  # callbacks at one moment of time: nothing that ends needs as many
 
 
@@ -128,19 +128,22 @@ class SimulationLoop(asyncio.BaseEventLoop):
 
     # --- the end -------------------------------------------------------------------------
 
-    def dispose(self) -> None:
+    def dispose(self, lives: Sequence[Life]) -> None:
         """End every task, so that none is left to the collector; what they still do reaches nobody.
 
         That is cleaning up after a simulation: the tasks of the dead run here as well.
         """
         self._is_over = True
         for handle in [*self._ready, *self._scheduled]:
-            handle.cancel()
+            if handle._context.get(LIFE) is None:
+                handle.cancel()
+        for life in lives:
+            self.resume(life)
         for _ in range(LAST_TURNS):
             left = [task for task in self.tasks if not task.done()]
             if not left:
                 break
             for task in left:
                 task.cancel()
-            self.run_until_complete(asyncio.sleep(60))
+            self.run_until_complete(asyncio.sleep(10))
         self.tasks.clear()

@@ -195,8 +195,7 @@ class Plan:
         world.later(self._duration(0.2, 25), mend)
 
     def step_clock(self) -> None:
-        self._world.broke("clock_stepped")
-        self._world.clock.jump(timedelta(seconds=self._duration(1, 150)))
+        self._world.step_clock(timedelta(seconds=self._duration(1, 150)))
 
     # --- operators -----------------------------------------------------------------------
 

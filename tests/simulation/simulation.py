@@ -171,7 +171,7 @@ class Simulation:
                 self.stuck = f"not quiet {LONGEST_DRAIN:g} s after all was healed: {', '.join(self._left())}"
                 return
             if world.loop.time() - world.last_progress > PEACE and (by := self._until_due()) > timedelta(0):
-                world.clock.jump(by)
+                world.step_clock(by)
                 world.progressed()
                 steps += 1
 
@@ -226,7 +226,7 @@ class Simulation:
         """End all asyncio tasks, also those of the dead; nothing that they do is seen any more."""
         for process in self._processes:
             process.is_dead = True  # to its ports, too
-        self.world.loop.dispose()
+        self.world.loop.dispose(self._processes)
         for process in self._processes:
             if process.app is not None:
                 process.app.end()

@@ -84,6 +84,12 @@ class World:
         """Record that it is whole again."""
         self.tell(Fault(phase="healed", number=number, kind=kind, target=target))
 
+    def step_clock(self, by: timedelta) -> None:
+        """Set the database's clock forward."""
+        number = self.broke("clock_stepped", lasts=True)
+        self.clock.jump(by)
+        self.mended(number, "clock_stepped")
+
     def log(self, process: str, line: str) -> None:
         """Record what a daemon says."""
         self.tell(LogLine(process=process, line=line))
@@ -97,7 +103,7 @@ class World:
     def passed(self, step: str, process: SimulatedProcess) -> None:
         """Let a fault happen that was armed for this step."""
         for armed in self.armed:
-            if armed.step == step and not self.is_healed:
+            if armed.step == step and not self.is_healed and not self.is_over:
                 armed.left -= 1
                 if armed.left == 0:
                     self.armed.remove(armed)
