@@ -2,44 +2,53 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Self
 
 from broker_worker.errors import ConfigurationError
 
-# aiormq's switch, and the one of RabbitMQ's URI specification
-UNVERIFIED = re.compile(
-    r"[?&](no_verify_ssl=(?!0(&|,|$))|verify=(verify_none|none|0|false|no|off)\b)", re.IGNORECASE
-)
+Complain = Callable[[str], str | None]  # what is wrong with a value, without showing it
 
 
 class Secret:
     """A setting that is never shown, and may come from a file that changes while we run."""
 
-    __slots__ = ("_path", "_value", "_variable")
+    __slots__ = ("_complain", "_listeners", "_path", "_told", "_value", "_variable")
 
-    def __init__(self, variable: str, *, value: str | None = None, path: Path | None = None) -> None:
-        """Take a value, or the file that holds it; neither means not set."""
+    def __init__(
+        self,
+        variable: str,
+        *,
+        value: str | None = None,
+        path: Path | None = None,
+        complain: Complain | None = None,
+    ) -> None:
+        """Take a value, or the file that holds it; neither means not set.
+
+        What `complain` objects to is not given out: a file is judged anew each time.
+        """
         self._variable = variable
         self._value = value
         self._path = path
+        self._complain = complain
+        self._listeners: list[Callable[[str], None]] = []
+        self._told: str | None = None
 
     @classmethod
-    def read(cls, variable: str, environ: Mapping[str, str], *, schemes: tuple[str, ...]) -> Self:
-        """Take a URL from `variable`, or from the file that `variable`_FILE names.
+    def read(cls, variable: str, environ: Mapping[str, str], *, complain: Complain) -> Self:
+        """Take what `variable` holds, or the file that `variable`_FILE names.
 
         Raises:
-            ConfigurationError: both are set, the file can't be read, or it is no such URL.
+            ConfigurationError: both are set, the file can't be read, or `complain` objects.
         """
         value = environ.get(variable, "").strip() or None
         path = environ.get(f"{variable}_FILE", "").strip() or None
         if value is not None and path is not None:
             raise ConfigurationError(f"{variable} and {variable}_FILE are both set; allowed is one of them")
-        secret = cls(variable, value=value, path=Path(path) if path else None)
-        if secret.is_set and not secret.reveal().startswith(schemes):
-            raise ConfigurationError(f"{variable}: allowed is a URL that begins with {' or '.join(schemes)}")
+        secret = cls(variable, value=value, path=Path(path) if path else None, complain=complain)
+        if secret.is_set:
+            secret.reveal()
         return secret
 
     @property
@@ -50,17 +59,31 @@ class Secret:
         """Return the secret; one from a file is read anew each time, so ask at every connect.
 
         Raises:
-            ConfigurationError: it is not set, or its file can't be read (at the moment).
+            ConfigurationError: it is not set, its file can't be read (at the moment), or it is not allowed.
         """
         if self._path is not None:
-            return self._from_file(self._path)
-        if self._value is None:
+            text = self._from_file(self._path)
+        elif self._value is not None:
+            text = self._value
+        else:
             raise ConfigurationError(f"{self._variable} is not set, nor is {self._variable}_FILE")
-        return self._value
+        self._tell(text)  # also of what is not allowed: it must not show, either
+        complaint = self._complain(text) if self._complain is not None else None
+        if complaint is not None:
+            raise ConfigurationError(f"{self._variable}{complaint}")
+        return text
 
-    def trusts_anyone(self) -> bool:
-        """Say whether this is a URL that turns the verification of certificates off."""
-        return self.is_set and UNVERIFIED.search(self.reveal()) is not None
+    def follow(self, listener: Callable[[str], None]) -> None:
+        """Tell `listener` the secret now and whenever another one is found in its file."""
+        self._listeners.append(listener)
+        if self._told is not None:
+            listener(self._told)
+
+    def _tell(self, text: str) -> None:
+        if text != self._told:
+            self._told = text
+            for listener in self._listeners:
+                listener(text)
 
     def _from_file(self, path: Path) -> str:
         try:

@@ -8,14 +8,16 @@ from __future__ import annotations
 import difflib
 import re
 import sys
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from datetime import timedelta
 from enum import StrEnum
+from functools import partial
 from typing import Annotated, Self
 
 from pydantic import Field, ValidationError, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
+from broker_worker.encryption import amqp_weakness, postgres_weakness
 from broker_worker.errors import ConfigurationError
 from broker_worker.handler import Limits
 from broker_worker.notation import (
@@ -35,7 +37,7 @@ from broker_worker.notation import (
     whole,
 )
 from broker_worker.retry import RetryPolicy
-from broker_worker.secret import Secret
+from broker_worker.secret import Complain, Secret
 
 VARIABLES = "BROKER_WORKER_"
 NOT_OURS = re.compile(  # Kubernetes injects the first three for a Service called broker-worker
@@ -103,7 +105,8 @@ class Settings(BaseSettings):
         description="Postgres past a transaction pooler, for LISTEN; without it the daemon polls",
     )
     allow_insecure: Annotated[bool, SWITCH] = Field(
-        default=False, description="accept a URL that turns the verification of certificates off"
+        default=False,
+        description="accept a URL that leads to another machine without TLS or without verification",
     )
 
     # what to run
@@ -230,9 +233,11 @@ class Settings(BaseSettings):
         given = {name: text for name in _names() if (text := _given(name, environ)) is not None}
         problems = [*_unknown(environ), *_missing(environ, needs)]
         values: dict[str, object] = dict(given)
-        for name, schemes in SCHEMES_BY_SECRET.items():
+        for name in SCHEMES_BY_SECRET:
             try:
-                values[name] = Secret.read(_variable(name), environ, schemes=schemes)
+                values[name] = Secret.read(
+                    _variable(name), environ, complain=_complaint_about(name, given, environ)
+                )
             except ConfigurationError as error:
                 problems.append(str(error))
         try:
@@ -257,18 +262,6 @@ class Settings(BaseSettings):
                 f"{_variable('retry_delay')} is {show_duration(self.retry_delay)}, allowed is at most "
                 f"{_variable('retry_max_delay')}, {show_duration(self.retry_max_delay)}"
             )
-        return self
-
-    @model_validator(mode="after")
-    def _urls_verify(self) -> Self:
-        if self.allow_insecure:
-            return self
-        for name, secret in ((name, getattr(self, name)) for name in SCHEMES_BY_SECRET):
-            if secret.trusts_anyone():
-                raise ValueError(
-                    f"{_variable(name)} turns the verification of certificates off; allowed only with "
-                    f"{_variable('allow_insecure')}=true"
-                )
         return self
 
 
@@ -313,6 +306,29 @@ def _notation(name: str) -> Notation:
 def _allowed(name: str) -> str:
     schemes = SCHEMES_BY_SECRET.get(name)
     return f"a URL that begins with {' or '.join(schemes)}" if schemes else _notation(name).allowed
+
+
+def _complaint_about(name: str, given: Mapping[str, str], environ: Mapping[str, str]) -> Complain:
+    """Judge a URL by its scheme, and by whether others could read along or answer."""
+    weakness_of: Callable[[str], str | None] = amqp_weakness
+    if SCHEMES_BY_SECRET[name] is POSTGRES:
+        weakness_of = partial(postgres_weakness, environ=environ)
+    is_insecure_allowed = _allows_insecure(given)
+
+    def complain(url: str) -> str | None:
+        if not url.startswith(SCHEMES_BY_SECRET[name]):
+            return f": allowed is {_allowed(name)}"
+        weakness = None if is_insecure_allowed else weakness_of(url)
+        return f" {weakness}; else allowed only with {_variable('allow_insecure')}=true" if weakness else None
+
+    return complain
+
+
+def _allows_insecure(given: Mapping[str, str]) -> bool:
+    try:
+        return _notation("allow_insecure").parse(given.get("allow_insecure", "false").strip()) is True
+    except ValueError:
+        return False  # it is a problem of its own
 
 
 def _given(name: str, environ: Mapping[str, str]) -> str | None:

@@ -17,7 +17,7 @@ import aio_pika
 import aiormq
 import aiormq.abc
 from aiormq.abc import ChannelFrame
-from aiormq.connection import TCPTransportFactory, TLSTransportFactory, TransportFactory, parse_heartbeat
+from aiormq.connection import TCPTransportFactory, TransportFactory, parse_heartbeat
 from pamqp import commands
 from pamqp.heartbeat import Heartbeat
 from yarl import URL
@@ -26,6 +26,7 @@ from broker_worker.amqp import safe_decoding
 from broker_worker.amqp.delivery_stream import DeliveryStream
 from broker_worker.amqp.failures import ConnectionUnusableError, describe, is_the_brokers, translated
 from broker_worker.amqp.patience import Reports, keep_up
+from broker_worker.amqp.tls import TlsSockets
 from broker_worker.amqp.urls import address, broker_urls
 from broker_worker.errors import BrokerUnavailableError, ConfigurationError
 from broker_worker.events import ConnectionChanged, Emit
@@ -45,7 +46,7 @@ class Connection(aio_pika.Connection):
 
     def __init__(self, url: URL, **kwargs: object) -> None:
         super().__init__(url, **kwargs)  # type: ignore[arg-type]  # passed through as aio_pika.connect gave them
-        factory = TLSTransportFactory() if url.scheme == "amqps" else TCPTransportFactory()
+        factory = TlsSockets() if url.scheme == "amqps" else TCPTransportFactory()
         self._socket = _RememberedSocket(factory)
         self.kwargs["transport_factory"] = self._socket
         self.blocked: str | None = None  # why the broker takes no publishes at the moment

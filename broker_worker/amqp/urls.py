@@ -2,16 +2,10 @@
 
 from __future__ import annotations
 
-import re
-
 from yarl import URL
 
+from broker_worker.encryption import AMQP_URL, trusts_anyone
 from broker_worker.errors import ConfigurationError
-
-SHAPE = re.compile(
-    r"(?P<scheme>amqps?)://(?:(?P<user>[^/?#]*)@)?(?P<hosts>[^/?#@]+)(?P<rest>(?:/[^?#]*)?(?:\?[^#]*)?)"
-)
-NO = frozenset({"0", "false", "no", "off", "none", "verify_none"})
 
 
 def broker_urls(text: str, *, heartbeat: int) -> list[URL]:
@@ -20,7 +14,7 @@ def broker_urls(text: str, *, heartbeat: int) -> list[URL]:
     Raises:
         ConfigurationError: it is no AMQP URL; the text never repeats it, for it holds a password.
     """
-    shape = SHAPE.fullmatch(text.strip())
+    shape = AMQP_URL.fullmatch(text.strip())
     if shape is None:
         raise ConfigurationError("not an AMQP URL: amqp[s]://user:password@host[:port][,host…][/vhost]")
     user = f"{shape['user']}@" if shape["user"] else ""
@@ -36,17 +30,11 @@ def address(url: URL) -> str:
     return f"{url.host}:{url.port}"
 
 
-def _trusts_anyone(url: URL) -> bool:
-    """Whether the URL turns the verification of certificates off; settings.py decides if it may."""
-    without = url.query.get("no_verify_ssl", "0")
-    return without.lower() not in NO or url.query.get("verify", "1").lower() in NO
-
-
 def _complete(url: URL, heartbeat: int) -> URL:
     if not url.host:
         raise ConfigurationError("not an AMQP URL: a host is missing")
     default = 5671 if url.scheme == "amqps" else 5672
     query = {name: value for name, value in url.query.items() if name not in ("no_verify_ssl", "verify")}
-    if _trusts_anyone(url):
+    if trusts_anyone(url.query.items()):
         query["no_verify_ssl"] = "1"
     return url.with_port(url.explicit_port or default).with_query({"heartbeat": str(heartbeat), **query})

@@ -50,6 +50,8 @@ class Started:
             settings["AMQP_URL"] = self.rabbitmq.amqp_url
         if self.postgres is not None:
             settings |= {"DATABASE_URL": self.postgres.url, "DATABASE_DIRECT_URL": self.postgres.url}
+        if settings:  # Docker's may have another address than this machine's; a user's own was judged before
+            settings["ALLOW_INSECURE"] = "true"
         return settings
 
 

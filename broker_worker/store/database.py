@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import contextlib
 import re
+import ssl
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from datetime import timedelta
 from itertools import count
+from pathlib import Path
 from typing import Any, cast
 from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 
@@ -26,6 +28,7 @@ from sqlalchemy.exc import DBAPIError, InterfaceError, SQLAlchemyError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
+from broker_worker.encryption import SYSTEM
 from broker_worker.errors import ConfigurationError, StoreBusyError, StoreDataError, StoreUnavailableError
 
 STATEMENT_TIMEOUT = timedelta(seconds=15)
@@ -60,6 +63,8 @@ UNAVAILABLE_CODES = frozenset(
 LOCK_NOT_AVAILABLE = "55P03"
 # whatever the driver raises; a lost connection may show as an error of the operating system
 FAULTS = (SQLAlchemyError, DriverError, DriverInterfaceError, InternalClientError, OSError)
+UNREADABLE = "the database URL can't be read: are its user and password percent-encoded?"
+TLS_FILES = ("sslrootcert", "sslcert", "sslkey", "sslcrl")
 HIGHEST_PORT = 65535  # of a higher one uvloop takes the rest of a division: another port
 IDENTIFIER = re.compile(r"[a-z_][a-z0-9_]{0,62}")
 
@@ -356,6 +361,35 @@ def split_url(url: str) -> str:
     return urlunsplit(parts._replace(query=urlencode(query)))
 
 
+def tls_of(url: str) -> ssl.SSLContext | None:
+    """Do for TLS what the driver leaves undone: libpq's `sslrootcert=system`, and errors that name the file.
+
+    Nothing where the driver reads the parameters itself.
+
+    Raises:
+        StoreUnavailableError: a file can't be read; certificates are renewed while we run.
+    """
+    query = dict(parse_qsl(urlsplit(url).query))
+    for name in TLS_FILES:
+        if (path := query.get(name, SYSTEM)) != SYSTEM:
+            _see(name, Path(path))
+    if query.get("sslrootcert") != SYSTEM:
+        return None
+    context = ssl.create_default_context()  # whom this machine trusts, and the host's name
+    if certificate := query.get("sslcert"):
+        password = query.get("sslpassword", "")  # without one OpenSSL would ask for it on the terminal
+        context.load_cert_chain(certificate, query.get("sslkey"), password=lambda: password)
+    return context
+
+
+def _see(name: str, path: Path) -> None:
+    try:
+        with path.open("rb"):
+            pass
+    except OSError as error:
+        raise StoreUnavailableError(f"{name}={str(path)!r}: {error.strerror}") from error
+
+
 def connector(
     reveal_url: Callable[[], str],
     application: str,
@@ -376,6 +410,7 @@ def connector(
         try:
             connection = await asyncpg.connect(
                 split_url(url),
+                ssl=tls_of(url),
                 timeout=CONNECT_TIMEOUT.total_seconds(),
                 command_timeout=command_timeout.total_seconds() if command_timeout else None,
                 connection_class=kind,
@@ -384,8 +419,12 @@ def connector(
             )
             if command_timeout is not None:
                 await _settled(connection)
-        except (ValueError, OverflowError, ClientConfigurationError) as error:
+        except ssl.SSLCertVerificationError as error:  # which is also a ValueError
+            raise StoreUnavailableError(f"its certificate is refused: {error.verify_message}") from error
+        except ClientConfigurationError as error:
             raise ConfigurationError(f"the database URL can't be used: {first_line(error)}") from error
+        except (ValueError, OverflowError):  # their texts hold what was taken for a port: half a password
+            raise ConfigurationError(UNREADABLE) from None
         return connection
 
     return connect

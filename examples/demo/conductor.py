@@ -119,6 +119,7 @@ def worker_environment(servers: Servers, folder: Path, *, smtp: str, webhook_url
         "PYTHONPATH": str(CHECKOUT),  # of the handlers
         "BROKER_WORKER_AMQP_URL": servers.amqp_url,
         "BROKER_WORKER_DATABASE_URL": servers.database_url,
+        "BROKER_WORKER_ALLOW_INSECURE": "true",  # throwaway servers; Docker's may have another address
         "BROKER_WORKER_HANDLERS": "examples.demo.handlers",
         "BROKER_WORKER_QUEUES": ",".join(f"{name}:{width}" for name, width in QUEUES.items()),
         "BROKER_WORKER_MAX_ATTEMPTS": "5",

@@ -8,7 +8,8 @@ from collections.abc import Callable, Mapping
 import pytest
 import uvloop
 
-BOTH = ("amqp/", "test_processes.py")  # the rest speaks to the loop through these, or not at all
+# the rest speaks to the loop through these, or not at all
+BOTH = ("amqp/", "test_processes.py", "test_tls.py")
 
 LoopFactory = Callable[[], asyncio.AbstractEventLoop]
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 from datetime import timedelta
 from pathlib import Path
 
@@ -174,20 +175,20 @@ def test_a_wrong_url_is_refused_without_its_text() -> None:
 
 
 def test_a_secret_shows_in_no_representation() -> None:
-    settings = Settings.load(variables(AMQP_URL="amqp://user:secret@host"))
+    settings = Settings.load(variables(AMQP_URL="amqp://user:secret@localhost"))
 
     assert "secret" not in f"{settings!r} {settings} {settings.amqp_url} {settings.model_dump()}"
-    assert settings.amqp_url.reveal() == "amqp://user:secret@host"
+    assert settings.amqp_url.reveal() == "amqp://user:secret@localhost"
 
 
 def test_a_secret_from_a_file_is_read_anew_each_time(tmp_path: Path) -> None:
     path = tmp_path / "url"
-    path.write_text("amqp://old\n")
+    path.write_text("amqp://localhost/old\n")
     settings = Settings.load(variables(AMQP_URL_FILE=str(path)))
 
-    path.write_text("amqp://new\n")
+    path.write_text("amqp://localhost/new\n")
 
-    assert settings.amqp_url.reveal() == "amqp://new"
+    assert settings.amqp_url.reveal() == "amqp://localhost/new"
 
 
 def test_a_secret_that_is_given_twice_is_refused(tmp_path: Path) -> None:
@@ -214,19 +215,117 @@ def test_an_absent_secret_says_so_when_it_is_asked_for() -> None:
         Settings.load({}).amqp_url.reveal()
 
 
-@pytest.mark.parametrize("query", ["no_verify_ssl=1", "heartbeat=5&no_verify_ssl=true", "verify=verify_none"])
-def test_a_url_that_trusts_anyone_is_refused_unless_allowed(query: str) -> None:
-    url = f"amqps://host/?{query}"
+INSECURE_AMQP = [
+    "amqps://host/?no_verify_ssl=1",
+    "amqps://host/?heartbeat=5&no_verify_ssl=true",
+    "amqps://host/?verify=verify_none",
+    "amqps://localhost/?verify=verify_none",
+    "amqps://host/?verify=verify_peer&no%5Fverify_ssl=1",
+    "amqp://rabbitmq",
+    "amqp://user:p%40ss@localhost.example.org/",
+    "amqp://127.0.0.1,10.0.0.1",
+    "amqp://[2001:db8::1]:5672/",
+]
+INSECURE_POSTGRES = [
+    "postgres://db.example.org/app",
+    "postgresql://user:p%40ss@db/app?sslmode=prefer",
+    "postgresql://db/app?sslmode=disable",
+    "postgresql://db/app?sslmode=allow",
+    "postgresql://db/app?sslmode=require",
+    "postgresql://db/app?sslmode=",
+    "postgresql://db/app?sslmode=verify-full&sslmode=prefer",
+    "postgresql://localhost,db/app",
+    "postgresql://u:p@localhost:5432,10.0.0.1:5433/app",
+    "postgresql:///app?host=db",
+    "postgresql:///app?service=production",
+]
 
-    (line,) = problems(AMQP_URL=url)
 
-    assert line.startswith("BROKER_WORKER_AMQP_URL turns the verification of certificates off")
-    assert Settings.load(variables(AMQP_URL=url, ALLOW_INSECURE="true")).allow_insecure
+@pytest.mark.parametrize(
+    ("name", "url"),
+    [("AMQP_URL", url) for url in INSECURE_AMQP] + [("DATABASE_URL", url) for url in INSECURE_POSTGRES],
+)
+def test_a_url_by_which_others_could_read_or_answer_is_one_line_unless_allowed(name: str, url: str) -> None:
+    (line,) = problems(**{name: url})
+
+    assert re.match(f"BROKER_WORKER_{name} (turns|leads)", line)
+    assert line.endswith("; else allowed only with BROKER_WORKER_ALLOW_INSECURE=true")
+    assert "host" not in line
+    assert "db" not in line
+    assert Settings.load(variables(**{name: url}, ALLOW_INSECURE="true")).allow_insecure
 
 
-@pytest.mark.parametrize("query", ["no_verify_ssl=0", "verify=verify_peer", "cafile=/ca.pem"])
-def test_a_url_that_verifies_is_accepted(query: str) -> None:
-    assert Settings.load(variables(AMQP_URL=f"amqps://host/?{query}")).amqp_url.is_set
+@pytest.mark.parametrize(
+    ("name", "url"),
+    [
+        ("AMQP_URL", "amqps://host"),
+        ("AMQP_URL", "amqps://host/?no_verify_ssl=0"),
+        ("AMQP_URL", "amqps://host/?verify=verify_peer&cacertfile=/ca.pem"),
+        ("AMQP_URL", "amqp://localhost:5672,127.0.0.2,[::1]:5673/"),
+        ("DATABASE_URL", "postgresql://db/app?sslmode=verify-full"),
+        ("DATABASE_URL", "postgresql://db/app?sslmode=verify-ca&sslrootcert=/ca.pem"),
+        ("DATABASE_URL", "postgresql://db/app?sslmode=require&sslrootcert=/ca.pem"),
+        ("DATABASE_URL", "postgresql://one,two/app?sslmode=verify-full&target_session_attrs=primary"),
+        ("DATABASE_URL", "postgresql://localhost/app"),
+        ("DATABASE_URL", "postgresql://u:p@127.0.0.1:5432/app?sslmode=disable"),
+        ("DATABASE_URL", "postgresql://[::1]:5432/app"),
+        ("DATABASE_URL", "postgresql:///app"),
+        ("DATABASE_URL", "postgresql://[::1/what-is-no-url-is-for-the-connection-to-say"),
+        ("DATABASE_URL", "postgresql:///app?host=/var/run/postgresql"),
+        ("DATABASE_URL", "postgresql://%2Fvar%2Frun%2Fpostgresql/app"),
+    ],
+)
+def test_a_url_that_verifies_or_stays_on_this_machine_is_accepted(name: str, url: str) -> None:
+    settings = Settings.load(variables(**{name: url}))
+
+    assert (settings.amqp_url if name == "AMQP_URL" else settings.database_url).reveal() == url
+
+
+@pytest.mark.parametrize(
+    ("environment", "is_accepted"),
+    [
+        ({"PGHOST": "db"}, False),
+        ({"PGHOST": "db", "PGSSLMODE": "verify-full"}, True),
+        ({"PGHOST": "db", "PGSSLMODE": "require", "PGSSLROOTCERT": "/ca.pem"}, True),
+        ({"PGHOST": "/run/postgresql"}, True),
+    ],
+)
+def test_the_variables_that_the_postgres_driver_heeds_are_judged_as_well(
+    environment: dict[str, str], is_accepted: bool
+) -> None:
+    given = {**environment, **variables(DATABASE_URL="postgresql:///app")}
+
+    if is_accepted:
+        assert Settings.load(given).database_url.is_set
+    else:
+        with pytest.raises(ConfigurationError, match="BROKER_WORKER_DATABASE_URL leads to another machine"):
+            Settings.load(given)
+
+
+def test_a_file_whose_url_becomes_insecure_is_not_given_out_any_more(tmp_path: Path) -> None:
+    path = tmp_path / "url"
+    path.write_text("amqps://host")
+    settings = Settings.load(variables(AMQP_URL_FILE=str(path)))
+
+    path.write_text("amqp://user:s3cret@host")
+
+    with pytest.raises(ConfigurationError, match="BROKER_WORKER_AMQP_URL leads to another machine") as caught:
+        settings.amqp_url.reveal()
+    assert "s3cret" not in str(caught.value)
+
+
+def test_whoever_follows_a_secret_hears_of_each_new_one(tmp_path: Path) -> None:
+    path = tmp_path / "url"
+    path.write_text("amqp://localhost/old")
+    settings = Settings.load(variables(AMQP_URL_FILE=str(path)))
+    heard: list[str] = []
+
+    settings.amqp_url.follow(heard.append)
+    path.write_text("amqp://localhost/new")
+    for _ in range(2):
+        settings.amqp_url.reveal()
+
+    assert heard == ["amqp://localhost/old", "amqp://localhost/new"]
 
 
 def test_the_first_delay_may_not_be_longer_than_the_longest() -> None:
