@@ -5,7 +5,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections import defaultdict
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from typing import TypeVar
 
@@ -36,6 +36,7 @@ TERMINAL = frozenset({"succeeded", "dead", "cancelled", "expired"})
 WAITING = frozenset({"queued", "retrying"})
 NEVER: Moment = (float("inf"), 0)
 PLAIN = HandlerFacts()
+OLD = [each.name for each in fields(TaskChange) if each.name.startswith("old_")]
 
 
 @dataclass(slots=True)
@@ -277,6 +278,4 @@ def _by_commit(raw: list[TaskChange]) -> list[TaskChange]:
 
 def _joined(first: TaskChange, last: TaskChange) -> TaskChange:
     """From what was there before the first to what was there after the last."""
-    copied = {name: getattr(last, name) for name in last.__dataclass_fields__}
-    copied |= {name: getattr(first, name) for name in copied if name.startswith("old_")}
-    return TaskChange(**copied)
+    return replace(last, **{name: getattr(first, name) for name in OLD})
