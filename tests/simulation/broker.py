@@ -395,7 +395,7 @@ class Channel:
             self.connection.to_client(lambda: self.on_lost("the broker cancelled the consumer"))
 
     def _acked(self, tag: int, seen: Wire | None) -> None:
-        if not self.is_open:  # the broker drops what comes for a channel that it has closed
+        if not self.is_open:
             if seen is not None:
                 seen.is_passed = False
             return
@@ -511,6 +511,8 @@ class Channel:
     def _tell(self, kind: str, held: Held | None = None, **facts: object) -> Wire | None:
         if self.connection.life is None:
             return None  # the publishers have a log of their own
+        if not (self.is_open and self.connection.is_open):
+            return None  # the witness stands at the broker, who drops what comes for what is closed
         fields = (_fields(held) if held is not None else {}) | facts
         seen = Wire(
             kind=kind,  # type: ignore[arg-type]  # one of those
