@@ -38,7 +38,7 @@ EFFECT = text("""
 def write(record: Record) -> None:
     record.at = time.time()
     path = Path(os.environ[FOLDER]) / f"{record.file}.{os.environ[PROCESS]}.jsonl"
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     os.write(descriptor, f"{line(record)}\n".encode())  # one write: lines of two processes do not mix
     os.close(descriptor)
 
