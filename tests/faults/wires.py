@@ -94,6 +94,7 @@ class _Wires:
         self._unconfirmed: dict[Place, dict[int, Sent]] = {}  # in the order of their tags
         self._held: Counter[TaskKey] = Counter()  # unsettled deliveries
         self._back: Counter[TaskKey] = Counter()  # given back to the broker, and not delivered again yet
+        self._gone: set[Place] = set()  # lost, and not used again
         self._names = names
 
     def look(self, wire: Wire) -> None:
@@ -119,6 +120,7 @@ class _Wires:
         is_again = wire.redelivered or not self._names.is_work(wire.amqp_queue)
         if is_again and self._back[task]:
             self._back[task] -= 1
+        self._gone -= {(wire.connection, wire.channel), (wire.connection, 0)}
         if wire.is_passed:
             self.open.setdefault((wire.connection, wire.channel), {})[wire.tag] = (wire, task)
             self._held[task] += 1
@@ -126,6 +128,8 @@ class _Wires:
             self._back[task] += 1  # comes back when its connection ends
 
     def _settle(self, act: Wire) -> None:
+        if {(act.connection, act.channel), (act.connection, 0)} & self._gone:
+            return  # it was on its way when the channel was closed, and the broker drops it
         channel = self.open.get((act.connection, act.channel), {})
         tags = [tag for tag in channel if tag <= act.tag or act.tag == 0] if act.multiple else [act.tag]
         found = [channel.pop(tag) for tag in tags if tag in channel]
@@ -160,6 +164,7 @@ class _Wires:
                 return
 
     def _lose(self, wire: Wire) -> None:
+        self._gone.add((wire.connection, 0 if wire.kind == "lost" else wire.channel))
         for place in [place for place in self.open if _is_at(place, wire)]:
             for _, task in self.open.pop(place).values():
                 self._held[task] -= 1

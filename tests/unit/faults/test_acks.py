@@ -74,20 +74,35 @@ def test_to_give_a_delivery_back_forgets_nothing(story: Story) -> None:
 
 
 def test_an_ack_of_a_tag_that_is_not_unsettled_is_told(story: Story) -> None:
-    story.ack(1)
+    story.ack(1, of=BOB)
 
     assert check(story.end()).violated == ["I4"]
 
 
-def test_a_tag_means_nothing_on_the_next_connection(story: Story) -> None:
+def test_a_tag_means_nothing_on_the_next_channel(story: Story) -> None:
     begun(story, "old", tag=50)
-    story.lose(ALICE)
+    story.ack(0, kind="channel_lost")
     story.deliver("old", tag=1, redelivered=True)
     story.succeed("old")
     story.ack(50)
     story.ack(1)
 
     assert check(story.end()).violated == ["I4"]
+
+
+@pytest.mark.parametrize("kind", ["channel_lost", "lost"])
+def test_an_ack_that_was_on_its_way_when_the_channel_was_closed_settles_nothing(
+    story: Story, kind: str
+) -> None:
+    begun(story, "old", tag=50)
+    story.ack(0, kind=kind)
+    story.ack(50)
+    story.deliver("old", tag=1, to=BOB, redelivered=True)
+    story.step("old", "running", new_body=True)
+    story.ack(1, of=BOB)
+    story.succeed("old")
+
+    assert check(story.end()).is_clean
 
 
 def test_a_task_that_runs_may_be_acked_where_its_row_has_the_body(story: Story) -> None:
