@@ -6,7 +6,7 @@ simulated, too.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from contextvars import copy_context
 from dataclasses import replace
@@ -43,6 +43,7 @@ REPLACED = {
     "CancelStore": store.SimulatedCancels,
 }
 UNSIMULATED = frozenset({"pruner", "sampler", "collector", "summary"})  # services that move no task
+TOO_MANY_LEFT = "too many handlers"  # that could not be ended: a reason to end of the daemon's own
 EXPECTED = (UnavailableError,)  # what a service's turn may fail with while servers are away
 
 
@@ -117,11 +118,9 @@ class Witnessed:
             case _:
                 pass
 
-    def expect(self, links: object, consumers: object) -> None:
-        """Nobody asks for health."""
-
-    async def summarise(self) -> None:
-        """Nobody reads."""
+    def __getattr__(self, name: str) -> Callable[..., object]:
+        """Take no notice of the rest (probes, metrics), and leave what is to be redacted as it is."""
+        return lambda value=None, *_, **__: value
 
 
 class SimulatedProcess(Life):
@@ -169,8 +168,9 @@ class SimulatedProcess(Life):
             self.complain(f"the daemon ended: {type(error).__name__}: {error}")
             code = 1
         if not self.is_dead:
-            self.world.log(self.name, f"ended with {code}: {self.app.signals.reason if self.app else ''}")
-            self._end(code)
+            reason = self.app.signals.reason if self.app else ""
+            self.world.log(self.name, f"ended with {code}: {reason}")
+            self._end(code, is_expected=self.is_ending or reason.startswith(TOO_MANY_LEFT))
 
     # --- its ends ----------------------------------------------------------------------
 
@@ -206,7 +206,7 @@ class SimulatedProcess(Life):
         if self.is_paused and connection.is_open:
             connection.end("no heartbeat")
 
-    def _end(self, code: int) -> None:
+    def _end(self, code: int, *, is_expected: bool = True) -> None:
         self.is_dead = True
         self.exit_code = code
         self.world.tell(Process(kind="ended", process=self.name, worker=str(self.worker), exit_code=code))
