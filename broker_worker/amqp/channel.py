@@ -16,11 +16,13 @@ from typing import TypeVar
 import aiormq
 import aiormq.abc
 from aiormq.abc import ChannelFrame, ExceptionType, TimeoutType
+from aiormq.channel import exception_by_code
 from aiormq.exceptions import ChannelInvalidStateError
 from pamqp import commands
 from pamqp.base import Frame
 
 from broker_worker.amqp.delivery_stream import Delivered, DeliveryStream
+from broker_worker.errors import BrokerUnavailableError
 
 CHANNEL = TypeVar("CHANNEL", bound="OwnChannel")
 WRITER_IS_FULL = 0.01  # seconds until a frame that found no room is tried again
@@ -83,7 +85,7 @@ class ConsumingChannel(OwnChannel):
 
     def __init__(self, connector: aiormq.abc.AbstractConnection, number: int) -> None:
         super().__init__(connector, number, publisher_confirms=False, frame_buffer=0)
-        self.lost: asyncio.Future[str] = connector.loop.create_future()
+        self.lost: asyncio.Future[BrokerUnavailableError] = connector.loop.create_future()
         self._closing.add_done_callback(self._on_closed)
         self.on_consumer_cancel_callbacks.add(self._on_cancelled_by_the_broker)
 
@@ -114,19 +116,23 @@ class ConsumingChannel(OwnChannel):
         if self.is_alive and not self.send(commands.Basic.Cancel(tag, nowait=True)):
             self.loop.call_later(WRITER_IS_FULL, self.cancel_consumer, tag)
 
+    def give_up(self, reason: str, cause: BaseException | None = None) -> None:
+        """Take no more deliveries: whatever it is, the consumer is lost. Only the first reason counts."""
+        if not self.lost.done():
+            loss = BrokerUnavailableError(reason)
+            loss.__cause__ = cause
+            self.lost.set_result(loss)
+
     async def _on_close_frame(self, frame: commands.Channel.Close) -> None:
-        self._lose(f"the broker closed the channel: {frame.reply_code} {frame.reply_text}")
+        reason = f"the broker closed the channel: {frame.reply_code} {frame.reply_text}"
+        self.give_up(reason, exception_by_code(frame))
         await super()._on_close_frame(frame)
 
     def _on_cancelled_by_the_broker(self, _: commands.Basic.Cancel) -> None:
-        self._lose("the broker cancelled the consumer (its queue was deleted or moved)")
+        self.give_up("the broker cancelled the consumer (its queue was deleted or moved)")
 
     def _on_closed(self, _: asyncio.Future[None]) -> None:
-        self._lose("the channel is closed")
-
-    def _lose(self, reason: str) -> None:
-        if not self.lost.done():
-            self.lost.set_result(reason)
+        self.give_up("the channel is closed")
 
 
 async def open_channel(

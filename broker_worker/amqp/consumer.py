@@ -1,34 +1,44 @@
 """Consuming: one channel and one consumer for each queue, kept up for ever.
 
 Each queue is repaired on its own, by a fresh channel, whatever happened to the old
-one: closed by the broker, its consumer cancelled, its queue deleted. Where the
-broker does not answer at all, the connection is replaced. A delivery belongs to the
-channel it came on; what was unsettled there is delivered again by the broker.
+one: closed by the broker, its consumer cancelled or forgotten, its queue deleted. What
+is missing is declared first: whoever deletes a queue, and declares it again, forgets
+its bindings. Where the broker does not answer at all, the connection is replaced. A
+delivery belongs to the channel it came on; what was unsettled there is delivered again
+by the broker.
 """
 
 from __future__ import annotations
 
 import asyncio
+import random
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from itertools import count
 from uuid import uuid4
 
-import aiormq
-
-from broker_worker.amqp.channel import ConsumingChannel, open_channel, plain_channel
+from broker_worker.amqp.channel import ConsumingChannel, open_channel
 from broker_worker.amqp.connection import Connection, Link
+from broker_worker.amqp.declaration import bind
 from broker_worker.amqp.delivery import Acker, AmqpDelivery
 from broker_worker.amqp.delivery_stream import Delivered
-from broker_worker.amqp.failures import ConnectionUnusableError, translated
+from broker_worker.amqp.failures import ConnectionUnusableError, Remedy, remedy, reply_code, translated
+from broker_worker.amqp.looking import Looks, QueueLook
 from broker_worker.amqp.patience import Reports, keep_up
+from broker_worker.amqp.presence import Presence
 from broker_worker.amqp.topology import Topology
-from broker_worker.errors import BrokerUnavailableError
+from broker_worker.errors import BrokerUnavailableError, TopologyError
 from broker_worker.events import ConsumerChanged, Emit, TopologyRepaired
 
 START_DEADLINE = 15.0  # seconds to open a channel and begin to consume
-DEPTH_DEADLINE = 5.0  # seconds to ask for a queue's depth
+LOOK_INTERVAL = (
+    8.0  # seconds between two looks at whether the broker knows our consumers, give or take a tenth
+)
+BIND_EVERY = 3  # looks; what was bound stays so as a rule
+LOOK_DEADLINE = 5.0  # seconds for one look
 CLOSE_DEADLINE = 5.0  # seconds to close one channel
-SILENCES = 3  # tries without any answer after which the connection is replaced
+SILENCES = 3  # channels in a row that the broker did not even open, after which the connection is replaced
 
 Declare = Callable[[Connection], Awaitable[Sequence[str]]]
 OnDelivery = Callable[[AmqpDelivery], None]
@@ -55,14 +65,19 @@ class Consumption:
         on_delivery: OnDelivery,
         emit: Emit,
         declare: Declare | None = None,
+        draw: Callable[[], float] = random.random,
     ) -> None:
         """Consume `subscriptions`; `declare` restores what is missing, `None` where that is not allowed."""
         self._link = link
+        self._topology = topology
         self._emit = emit
         self._declare = declare
-        self._connection: Connection | None = None
+        self._draw = draw
+        self._looks: Looks | None = None
+        self._silences = 0
         self._never = asyncio.Event()  # set by nobody: repairs end by cancellation
-        self._was_declared = False
+        self._declaring = asyncio.Lock()
+        self._declared_at: float | None = None
         self._consumers = {
             subscription.queue: _Consumer(subscription, topology, on_delivery)
             for subscription in subscriptions
@@ -107,38 +122,77 @@ class Consumption:
 
     async def ready_depth(self, queue: str) -> int | None:
         """Ask how many messages are ready; `None` where that is not allowed or not possible now."""
-        connection = self._connection
-        if self._declare is None or connection is None or not connection.is_open:
+        if self._looks is None:
             return None
-        amqp_queue = self._consumers[queue].subscription.amqp_queue
         try:
-            with translated(f"asking for the depth of {amqp_queue}"):
-                async with asyncio.timeout(DEPTH_DEADLINE):
-                    channel = await open_channel(connection.wire, plain_channel)
-                    answer = await channel.queue_declare(amqp_queue, passive=True)
-                    await channel.close()
+            look = await self._looks.look(self._consumers[queue].subscription.amqp_queue)
         except BrokerUnavailableError:
             return None
-        return answer.message_count
+        return look.ready if look is not None else None
 
     async def _serve(self, connection: Connection) -> None:
-        self._connection = connection
+        self._looks = Looks(connection, deadline=LOOK_DEADLINE)
+        self._silences = 0
         try:
-            await self._restore(connection)
             async with asyncio.TaskGroup() as group:
                 for consumer in self._consumers.values():
+                    consumer.lost_at = asyncio.get_running_loop().time()
                     group.create_task(self._keep_consuming(connection, consumer))
-            await self._never.wait()  # stopped: the connection stays for the acks of what runs
+                group.create_task(self._keep_looking(connection, self._looks))
+                # The connection stays for the acks of what runs, also when nothing is consumed any more. And
+                # Python 3.11 forgets to take back the cancellation of who waits at the end of a group.
+                await self._never.wait()
         finally:
-            self._connection = None
+            self._looks = None
             for consumer in self._consumers.values():
                 consumer.flush()
                 consumer.forget()
                 if consumer.is_reported_up:
                     self._report(consumer, is_up=False, detail="the connection is gone")
 
+    async def _keep_looking(self, connection: Connection, looks: Looks) -> None:
+        """Replace consumers that the broker has forgotten, and the connection where it is deaf."""
+        for number in count(1):
+            began = asyncio.get_running_loop().time()
+            await asyncio.sleep(LOOK_INTERVAL * (0.9 + self._draw() / 5))
+            consumers = [consumer for consumer in self._consumers.values() if not consumer.is_stopped]
+            if not consumers:
+                return
+            for consumer in consumers:
+                if consumer.is_consuming:
+                    await self._look(looks, consumer, since=began)
+            if number % BIND_EVERY == 0 and not self._silences:
+                await self._bind(connection)
+
+    async def _look(self, looks: Looks, consumer: _Consumer, *, since: float) -> None:
+        try:
+            look = await looks.look(consumer.subscription.amqp_queue)
+        except BrokerUnavailableError as error:
+            if looks.is_deaf:
+                self._count_silence(str(error))
+        else:
+            self._silences = 0
+            consumer.judge(look, since=since)
+
+    async def _bind(self, connection: Connection) -> None:
+        if self._declare is None:
+            return
+        try:
+            await bind(connection, self._topology, {each.amqp_queue for each in self._subscriptions()})
+        except BrokerUnavailableError as error:
+            if remedy(error) is Remedy.DECLARE:
+                with suppress(BrokerUnavailableError):  # who consumes will say so
+                    await self._restore(connection, since=asyncio.get_running_loop().time())
+
+    def _subscriptions(self) -> list[Subscription]:
+        return [consumer.subscription for consumer in self._consumers.values()]
+
+    def _count_silence(self, detail: str) -> None:
+        self._silences += 1
+        if self._silences >= SILENCES:
+            raise ConnectionUnusableError(detail)
+
     async def _keep_consuming(self, connection: Connection, consumer: _Consumer) -> None:
-        consumer.silences = 0
         await keep_up(lambda: self._consume(connection, consumer), self._never)
 
     async def _consume(self, connection: Connection, consumer: _Consumer) -> None:
@@ -150,40 +204,60 @@ class Consumption:
             self._report(consumer, is_up=True)
             await _until_lost(channel)
         except BrokerUnavailableError as error:
-            self._report(consumer, is_up=False, detail=str(error))
+            consumer.lost_at = asyncio.get_running_loop().time()
+            self._report(consumer, is_up=False, detail=str(error), code=reply_code(error))
             raise
         finally:
             consumer.forget()
 
-    def _report(self, consumer: _Consumer, *, is_up: bool, detail: str = "") -> None:
+    def _report(self, consumer: _Consumer, *, is_up: bool, detail: str = "", code: int | None = None) -> None:
         if is_up != consumer.is_reported_up or (not is_up and consumer.reports.is_due()):
             consumer.is_reported_up = is_up
-            self._emit(ConsumerChanged(consumer.queue, is_up=is_up, detail=detail))
+            self._emit(ConsumerChanged(consumer.queue, is_up=is_up, detail=detail, code=code))
 
     async def _start(self, connection: Connection, consumer: _Consumer) -> ConsumingChannel:
+        await self._restore(connection, since=consumer.lost_at)
+        try:
+            return await self._begin(connection, consumer)
+        except BrokerUnavailableError as error:
+            if remedy(error) is not Remedy.DECLARE or self._declare is None:
+                raise
+        await self._restore(connection, since=asyncio.get_running_loop().time())
+        return await self._begin(connection, consumer)
+
+    async def _begin(self, connection: Connection, consumer: _Consumer) -> ConsumingChannel:
         try:
             with translated(f"consuming {consumer.subscription.amqp_queue}"):
-                try:
-                    return await consumer.start(connection)
-                except aiormq.ChannelNotFoundEntity:
-                    if self._declare is None:
-                        raise
-                    await self._restore(connection)
-                    return await consumer.start(connection)
+                channel = await consumer.start(connection)
         except BrokerUnavailableError as error:
-            if isinstance(error.__cause__, TimeoutError):
-                consumer.silences += 1
-                if consumer.silences >= SILENCES:
-                    raise ConnectionUnusableError(str(error)) from error
+            if not isinstance(error.__cause__, TimeoutError):
+                raise
+            if consumer.is_answered:
+                raise BrokerUnavailableError(f"{error}: has the queue lost its leader?") from error
+            self._count_silence(str(error))
             raise
+        self._silences = 0
+        return channel
 
-    async def _restore(self, connection: Connection) -> None:
+    async def _restore(self, connection: Connection, *, since: float) -> None:
+        """Declare what is missing, unless that was done after `since`: once for consumers lost together."""
         if self._declare is None:
             return
-        for name in await self._declare(connection):
-            if self._was_declared:
-                self._emit(TopologyRepaired(name))
-        self._was_declared = True
+        async with self._declaring:
+            if self._declared_at is not None and self._declared_at >= since:
+                return
+            began = asyncio.get_running_loop().time()
+            try:
+                created = await self._declare(connection)
+            except TopologyError as error:
+                if self._declared_at is None:
+                    raise
+                # somebody changed it under us; who sees it at the start says so and ends
+                raise BrokerUnavailableError(str(error)) from error
+            if self._declared_at is not None:
+                for name in created:
+                    self._emit(TopologyRepaired(name))
+            self._declared_at = began
 
 
 class _Consumer:
@@ -194,9 +268,13 @@ class _Consumer:
         self.queue = subscription.queue
         self.reports = Reports()
         self.is_reported_up = False
-        self.silences = 0
+        self.lost_at = 0.0
+        self.is_answered = False  # whether the broker opened the last channel that was asked for
         self.idle_since: float | None = None
         self.is_stopped = False
+        self._presence = Presence()
+        self._deliveries = 0
+        self._is_receiving: Callable[[], bool] = lambda: False
         self._topology = topology
         self._on_delivery = on_delivery
         self._channel: ConsumingChannel | None = None
@@ -214,19 +292,23 @@ class _Consumer:
     async def start(self, connection: Connection) -> ConsumingChannel:
         """Open a channel and consume on it."""
         tag = f"{self.queue}.{uuid4().hex[:12]}"
+        self.is_answered = False
         async with asyncio.timeout(START_DEADLINE):
             channel = await open_channel(connection.wire, ConsumingChannel)
+            self.is_answered = True
             acker = Acker(channel, self._count)
             channel.receive(connection.deliveries, lambda delivered: self._arrived(acker, delivered))
             try:
                 await channel.basic_qos(prefetch_count=self.subscription.prefetch)
                 self._acker = acker  # before the first delivery, which may come before the confirmation
+                self._deliveries = 0
                 await channel.basic_consume(self.subscription.amqp_queue, _unused, consumer_tag=tag)
             except BaseException:
                 channel.leave()  # a request that is given up has closed it
                 raise
         self._channel, self._tag = channel, tag
-        self.silences = 0
+        self._is_receiving = lambda: connection.deliveries.is_receiving(channel.number)
+        self._presence.begin()
         self.reports.clear()
         self._count()
         if self.is_stopped:
@@ -240,6 +322,17 @@ class _Consumer:
         if self._channel is not None:
             self._channel.cancel_consumer(self._tag)
 
+    def judge(self, look: QueueLook | None, *, since: float) -> None:
+        """Give the channel up if a look at the queue says that no more deliveries will come."""
+        if self._channel is None or self.is_stopped:
+            return
+        was_idle = self.idle_since is not None and self.idle_since <= since
+        reason = self._presence.judge(
+            look, deliveries=self._deliveries, has_room=was_idle and not self._is_receiving()
+        )
+        if reason is not None:
+            self._channel.give_up(reason)
+
     def flush(self) -> None:
         if self._acker is not None:
             self._acker.flush()
@@ -250,6 +343,7 @@ class _Consumer:
 
     def _arrived(self, acker: Acker, delivered: Delivered) -> None:
         acker.delivered(delivered.tag)
+        self._deliveries += 1
         if self.is_stopped:
             acker.release(delivered.tag)  # was on its way when we stopped: others can have it now
         else:
@@ -268,12 +362,12 @@ async def _until_lost(channel: ConsumingChannel) -> None:
 
     The broker takes back what is unsettled on the channel.
     """
-    reason = await channel.lost
+    loss = await channel.lost
     if channel.is_alive:
         with translated("closing a channel"):
             async with asyncio.timeout(CLOSE_DEADLINE):
                 await channel.close()
-    raise BrokerUnavailableError(reason)
+    raise loss
 
 
 async def _unused(_: object) -> None:

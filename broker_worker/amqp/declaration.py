@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Self
@@ -83,6 +83,22 @@ async def verify(connection: Connection, topology: Topology) -> list[Difference]
                 if difference is not None:
                     differences.append(difference)
     return differences
+
+
+async def bind(connection: Connection, topology: Topology, queues: Collection[str]) -> None:
+    """Bind these queues, full names, again; needs the right to configure, and changes nothing as a rule.
+
+    Where somebody deletes a queue and declares it anew, RabbitMQ goes on to serve its consumers and tells
+    nobody, but the bindings are gone.
+
+    Raises:
+        BrokerUnavailableError: an exchange or a queue is missing, or the broker can't do it now.
+    """
+    with translated("binding the queues"):
+        async with _Channels(connection) as channels:
+            for entity in topology.plan():
+                if isinstance(entity, BindingSpec) and entity.queue in queues:
+                    await channels.declare(entity)
 
 
 def read_difference(entity: Entity, text: str) -> Difference:

@@ -66,6 +66,11 @@ class DeliveryStream:
         """Call `take` with each delivery on `channel`; it must not raise."""
         self._content_by_channel[channel] = _Content(take)
 
+    def is_receiving(self, channel: int) -> bool:
+        """Whether a delivery on `channel` has begun to come, and is not all there."""
+        content = self._content_by_channel.get(channel)
+        return content is not None and content.is_begun
+
     def unsubscribe(self, channel: int, take: Take) -> None:
         """Undo `subscribe`, unless somebody else has subscribed the channel's number since."""
         content = self._content_by_channel.get(channel)
@@ -143,6 +148,10 @@ class _Content:
         self._header = b""
         self._missing = 0
         self._parts: list[bytes] = []
+
+    @property
+    def is_begun(self) -> bool:
+        return self._deliver is not None
 
     def add(self, kind: int, data: bytes, start: int, end: int) -> bool:
         """Take the frame whose payload is `data[start:end]`; false if it is of no delivery.

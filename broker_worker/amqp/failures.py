@@ -6,12 +6,13 @@ import asyncio
 import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
+from enum import StrEnum
 
 import aiormq
-from aiormq.exceptions import ChannelInvalidStateError
+from aiormq.exceptions import ChannelInvalidStateError, DeliveryError
 from pamqp.exceptions import PAMQPException
 
-from broker_worker.errors import BrokerUnavailableError
+from broker_worker.errors import BrokerUnavailableError, PublishError, TopologyError
 
 LIBRARY = (
     aiormq.AMQPError,
@@ -23,6 +24,38 @@ LIBRARY = (
     struct.error,
 )
 NO_VHOST = "Expected one of ['Connection.OpenOk']"  # how aiormq words the refusal of Connection.Open
+
+
+CODE_BY_ERROR: dict[type[BaseException], int] = {
+    aiormq.ChannelAccessRefused: 403,
+    aiormq.ProbableAuthenticationError: 403,
+    aiormq.ChannelNotFoundEntity: 404,
+    aiormq.ChannelLockedResource: 405,
+    aiormq.ChannelPreconditionFailed: 406,
+    TopologyError: 406,
+    aiormq.ConnectionFrameError: 501,
+    aiormq.ConnectionSyntaxError: 502,
+    aiormq.ConnectionCommandInvalid: 503,
+    aiormq.ConnectionChannelError: 504,
+    aiormq.ConnectionUnexpectedFrame: 505,
+    aiormq.ConnectionResourceError: 506,
+    aiormq.ConnectionNotAllowed: 530,
+    aiormq.ConnectionNotImplemented: 540,
+    aiormq.ConnectionInternalError: 541,
+}
+
+
+class Remedy(StrEnum):
+    """What helps against a fault of the broker. None is charged to a task."""
+
+    RECONNECT = "reconnect"  # another connection, after a pause
+    DECLARE = "declare"  # an exchange or a queue is missing
+    REOPEN = "reopen"  # another channel; people have to hear of it
+    PEOPLE = "people"  # nothing that we can do: not ready, and loud
+    KEEP = "keep"  # the message stays where it is, and is sent again later
+
+
+REMEDY_BY_CODE = {403: Remedy.PEOPLE, 404: Remedy.DECLARE, 405: Remedy.PEOPLE, 406: Remedy.REOPEN}
 
 
 class ConnectionUnusableError(Exception):
@@ -55,6 +88,29 @@ def is_the_brokers(error: BaseException) -> bool:
     """Say whether `error` comes from the broker, the network or the library, and not from a bug of ours."""
     # a bare Exception and "<Connection …> closed" are how aiormq reports a lost connection
     return isinstance(error, LIBRARY) or type(error) in (Exception, RuntimeError)
+
+
+def reply_code(error: BaseException | None) -> int | None:
+    """Find AMQP's reply code in an error, or in what caused it."""
+    while error is not None:
+        for kind, code in CODE_BY_ERROR.items():
+            if isinstance(error, kind):
+                return code
+        if isinstance(error, aiormq.ConnectionClosed | aiormq.ChannelClosed):
+            said = error.args[0] if error.args else None
+            return said if isinstance(said, int) else None
+        error = error.__cause__
+    return None
+
+
+def remedy(error: BaseException) -> Remedy:
+    """Say what helps: by the reply code where a channel was closed; a connection is always made anew.
+
+    What failed to be published is kept, whatever the reason was.
+    """
+    if isinstance(error, PublishError | DeliveryError):
+        return Remedy.KEEP
+    return REMEDY_BY_CODE.get(reply_code(error) or 0, Remedy.RECONNECT)
 
 
 def describe(error: BaseException) -> str:

@@ -33,15 +33,15 @@ class Control:
         """Add a user who can't configure anything, and return its URL."""
         name = f"u{secrets.token_hex(4)}"
         await self._call("PUT", f"/api/users/{name}", password="secret", tags="")
-        await self._call(
-            "PUT",
-            f"/api/permissions/{quote(self.vhost, safe='')}/{name}",
-            configure="^$",
-            write=write,
-            read=read,
-        )
         parts = urlsplit(url)
-        return parts._replace(netloc=f"{name}:secret@{parts.hostname}:{parts.port}").geturl()
+        url = parts._replace(netloc=f"{name}:secret@{parts.hostname}:{parts.port}").geturl()
+        await self.set_rights(url, write=write, read=read)
+        return url
+
+    async def set_rights(self, url: str, *, write: str, read: str) -> None:
+        """Say what a user may from now on, still nothing but write and read."""
+        path = f"/api/permissions/{quote(self.vhost, safe='')}/{urlsplit(url).username}"
+        await self._call("PUT", path, configure="^$", write=write, read=read)
 
     async def _connections(self, at_least: int) -> list[dict[str, Any]]:
         async with asyncio.timeout(15):

@@ -71,7 +71,7 @@ async def test_a_daemon_that_meets_a_differing_queue_ends(
     consumption = Consumption(
         Link("consume", lambda: broker.url, lambda _: None),
         other,
-        [],
+        [Subscription("default", other.work_queue("default"), 1)],
         on_delivery=lambda _: None,
         emit=lambda _: None,
         declare=declare_for(other),
@@ -118,7 +118,7 @@ async def test_a_user_without_the_right_to_configure_consumes_and_publishes(
 
     assert (await service.next()).body == b"now"
     assert (await service.next()).body == b"later"
-    assert await service.consumption.ready_depth("default") is None
+    assert await service.consumption.ready_depth("default") in (0, None)  # only 4.3.0 does not say
 
 
 async def test_after_too_many_returns_the_broker_dead_letters_with_its_reason(
