@@ -11,7 +11,7 @@ import json
 from collections import deque
 from collections.abc import Callable
 from contextvars import Context
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Literal
 
@@ -198,7 +198,9 @@ class Broker:
             self.world.later(1.0, self._come_back, held)
             return
         self._waiting.remove(held)
-        self.route(Held(held.properties, held.body, self.topology.return_exchange, held.routing_key))
+        dead = {"x-first-death-queue": held.exchange, "x-first-death-reason": "expired"}
+        properties = replace(held.properties, headers={**held.properties.headers, **dead})
+        self.route(Held(properties, held.body, self.topology.return_exchange, held.routing_key))
 
     def lose_copies(self) -> int:
         """Lose what waits: of copies only, since for a publisher's message nothing can make up."""
