@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tests.faults.facts import TERMINAL, WAITING, Facts
+from tests.faults.facts import TERMINAL, WAITING, Facts, grouped
 from tests.faults.records import Child, FinalTask, TaskChange, TaskKey
 from tests.faults.verdict import Finding
 
@@ -51,9 +51,10 @@ def _has_ended_in(facts: Facts, task: TaskKey, xid: int) -> bool:
 def what_is_owed_leaves_with_its_step(facts: Facts, found: Finding) -> None:
     """I7. Whatever a step owes is a row of the outbox in the commit of that step, and arrives.
 
-    A task that has to wait owes its next copy, one that is dead its letter, one that ended its reply. The
-    tasks and events that arrive are those that the successful attempts of their parents sent: none is
-    missing, and none is of an attempt that was rolled back.
+    A task that has to wait owes its next copy, one that is dead its letter, one that ended its reply. Each
+    epoch has one copy: of two, each would be the current one. The tasks and events that arrive are those
+    that the successful attempts of their parents sent: none is missing, and none is of an attempt that
+    was rolled back.
     """
     for life in facts.lives.values():
         for change in life.changes:
@@ -64,9 +65,19 @@ def what_is_owed_leaves_with_its_step(facts: Facts, found: Finding) -> None:
                         f"{change.old_state or 'new'} -> {change.new_state} owes {missing} in the same commit"
                     )
                     found.violate(text, life.task, change.at)
+    _one_copy_an_epoch(facts, found)
     if facts.about.has_quiet_end:
         _children_arrive(facts, found)
         _replies_arrive(facts, found)
+
+
+def _one_copy_an_epoch(facts: Facts, found: Finding) -> None:
+    copies = [each for each in facts.recording.history_outbox if each.op == "insert" and each.kind == "copy"]
+    for (key, epoch), same in grouped(copies, lambda each: (each.key, each.epoch)).items():
+        found.checked += 1
+        if key and len(same) > 1:
+            text = f"{len(same)} copies of epoch {epoch} were owed"
+            found.violate(text, facts.tasks.get(key), same[1].at)
 
 
 def _is_step(change: TaskChange) -> bool:

@@ -112,6 +112,12 @@ def test_a_copy_of_another_epoch_is_not_the_one_that_is_owed(story: Story) -> No
     assert "I7" in check(story.end()).violated
 
 
+def test_two_copies_of_one_epoch_are_one_too_many(story: Story) -> None:
+    story.owe("retried", "copy", story.xid(), epoch=1)
+
+    assert "I7" in check(story.end()).violated
+
+
 def test_a_copy_that_was_sent_is_told_apart_from_none(story: Story) -> None:
     failed_without(story, "nothing")
 
