@@ -76,19 +76,9 @@ class Connection(aio_pika.Connection):
         self.deliveries.overhear(self._heard)
 
     async def silent(self) -> str:
-        """Return, with the reason, once nothing has come for `SILENCE` heartbeats; that drops the socket.
-
-        Looks are counted, and not seconds: a loop that stood still has not listened. Bytes count, and not
-        frames: the largest takes minutes on a slow line.
-        """
+        """Return, with the reason, once nothing has come for `SILENCE` heartbeats; that drops the socket."""
         heartbeat = parse_heartbeat(self.url.query["heartbeat"])
-        if not heartbeat:
-            await asyncio.Event().wait()
-        looks, reads = 0, self.deliveries.reads
-        while looks < SILENCE * LOOKS:
-            await asyncio.sleep(heartbeat / LOOKS)
-            looks = looks + 1 if reads == self.deliveries.reads else 0
-            reads = self.deliveries.reads
+        await until_silent(self.deliveries, heartbeat)
         self.abort()
         return f"no sign of life from the broker for {SILENCE * heartbeat} s"
 
@@ -200,6 +190,21 @@ class Link:
     def _report_down(self, detail: str) -> None:
         if self._reports.is_due():
             self._emit(ConnectionChanged(self.name, is_up=False, detail=detail))
+
+
+async def until_silent(stream: DeliveryStream, heartbeat: float) -> None:
+    """Return once nothing has come for `SILENCE` heartbeats; never, where there are none.
+
+    Looks are counted, and not seconds: a loop that stood still has not listened. Bytes count, and not
+    frames: the largest takes minutes on a slow line.
+    """
+    if not heartbeat:
+        await asyncio.Event().wait()
+    looks, reads = 0, stream.reads
+    while looks < SILENCE * LOOKS:
+        await asyncio.sleep(heartbeat / LOOKS)
+        looks = looks + 1 if reads == stream.reads else 0
+        reads = stream.reads
 
 
 async def connect(url: str, client_name: str) -> Connection:
