@@ -74,8 +74,10 @@ WATCHED: Mapping[str, tuple[str, str, str]] = {
         "INSERT OR UPDATE",
         "IF TG_OP = 'UPDATE' AND OLD.dead_at IS NOT DISTINCT FROM NEW.dead_at THEN RETURN NULL; END IF;",
         """
-        op text = CASE TG_OP WHEN 'INSERT' THEN 'insert' ELSE 'dead' END, worker text = NEW.id::text,
-        host text = NEW.name, beat bigint = NEW.beat""",
+        op text = CASE WHEN TG_OP = 'INSERT' THEN 'insert'
+                       WHEN current_query() LIKE '%beat =%' THEN 'dead' ELSE 'left' END,
+        worker text = NEW.id::text, host text = NEW.name, beat bigint = NEW.beat,
+        beat_at double precision = extract(epoch FROM NEW.beat_at)""",
     ),
 }
 KINDS: Mapping[str, type[Record]] = {
