@@ -32,11 +32,26 @@ def figures(facts: Facts) -> dict[str, Any]:
         "recovery_p95_s": _percentile(times, 0.95),
         "recovery_max_s": _percentile(times, 1.0),
         "drained_after_s": round(max(facts.about.ended_at - facts.about.healed_at, 0.0), 1),
-        "unknown_commits": sum(
-            (each.kind == "commit") - (each.kind == "committed") for each in facts.recording.wire
-        ),
+        "unknown_commits": _unknown_commits(facts),
         "memory_mib_per_hour": _memory_slope(facts),
     }
+
+
+def _unknown_commits(facts: Facts) -> int:
+    """Connections that ended with a commit whose reply had not passed."""
+    waiting: set[str] = set()
+    unknown = 0
+    for wire in sorted(facts.recording.wire, key=lambda each: (each.at, each.order)):
+        match wire.kind:
+            case "commit":
+                waiting.add(wire.connection)
+            case "committed" if wire.is_passed:
+                waiting.discard(wire.connection)
+            case "lost":
+                unknown += wire.connection in waiting
+            case _:
+                pass
+    return unknown
 
 
 def _recovered(facts: Facts) -> int:

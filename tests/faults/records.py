@@ -24,7 +24,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import MISSING, Field, dataclass, field, fields
 from pathlib import Path
 from typing import Any, ClassVar, Literal, NamedTuple, TypeVar
@@ -150,7 +150,7 @@ class Wire(Record):
     letter: str = ""  # header bw-dead-letter-id
     event: str = ""  # header bw-event-id
     reason: str = ""  # header bw-reason
-    headers: list[str] = field(default_factory=list)  # their names, of a publish
+    headers: Sequence[str] = ()  # their names, of a publish
 
 
 @dataclass(slots=True, kw_only=True)
@@ -520,6 +520,7 @@ class Recording:
             for path in [directory / f"{kind.file}.jsonl", *sorted(directory.glob(f"{kind.file}.*.jsonl"))]:
                 if path.exists():
                     getattr(recording, kind.file).extend(read(kind, path))
+        _TEXTS.clear()
         return recording
 
 
@@ -563,10 +564,18 @@ def read(kind: type[AnyRecord], path: Path) -> list[AnyRecord]:
             if not text.endswith("\n"):
                 break
             try:
-                records.append(kind(**json.loads(text)))
+                values = json.loads(text)
+                shared: dict[str, Any] = {
+                    name: _TEXTS.setdefault(value, value) if value.__class__ is str else value
+                    for name, value in values.items()
+                }
+                records.append(kind(**shared))
             except (TypeError, ValueError) as error:
                 raise ValueError(f"{path.name}, line {number}: {error}") from error
     return records
+
+
+_TEXTS: dict[str, str] = {}  # what was read: ids and hashes come in many records each
 
 
 def digest_of(content_type: str | None, body: bytes) -> str:

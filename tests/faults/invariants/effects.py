@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from tests.faults.facts import TERMINAL, WAITING, Facts, grouped
-from tests.faults.records import Child, FinalTask, TaskChange, TaskKey
+from tests.faults.invariants.attempts import is_claim
+from tests.faults.records import Child, TaskChange, TaskKey
 from tests.faults.verdict import Finding
 
 
@@ -110,7 +111,7 @@ def _children_arrive(facts: Facts, found: Finding) -> None:
         _name(child): parent
         for parent, children in facts.children.items()
         for child in children
-        if _was_committed(facts.finals.get(parent), child)
+        if _was_committed(facts, parent, child)
     }
     for name, parent in committed.items():
         found.checked += 1
@@ -127,8 +128,15 @@ def _children_arrive(facts: Facts, found: Finding) -> None:
         found.violate(text, parent)
 
 
-def _was_committed(parent: FinalTask | None, child: Child) -> bool:
-    return parent is not None and parent.state == "succeeded" and parent.attempt == child.attempt
+def _was_committed(facts: Facts, parent: TaskKey, child: Child) -> bool:
+    """Whether the run that sent it is the one that succeeded: a release gives an attempt's number back."""
+    life = facts.life_by_task.get(parent)
+    last = life.changes[-1] if life is not None else None
+    if life is None or last is None or last.new_state != "succeeded" or last.new_attempt != child.attempt:
+        return False
+    claimed = [moment for change, moment in zip(life.changes, life.moments, strict=True) if is_claim(change)]
+    leeway = facts.about.leeway
+    return bool(claimed) and claimed[-1] <= (child.at + leeway, facts.moment(child)[1])
 
 
 def _name(child: Child) -> object:

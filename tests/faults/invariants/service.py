@@ -10,8 +10,9 @@ from tests.faults.records import Fault, Process
 from tests.faults.verdict import Finding
 
 WARM = 30.0  # seconds that a process takes to open what it needs
+SHORTEST = 120.0  # seconds of samples after that, which tell a leak from a pool that fills
 GROWTH = 1.05  # of its descriptors, threads and connections, over its life
-SLACK = 3  # of them, whatever their number
+SLACK = 8  # of them, whatever their number
 MEMORY_SLACK = 32 * 2**20  # bytes: caches that fill, arenas that are kept
 LONGEST_IDLE = 5.0  # seconds in a transaction without a statement
 FORBIDDEN = (
@@ -110,21 +111,26 @@ def it_stays_small(facts: Facts, found: Finding) -> None:
     """
     broken = _broken(facts.recording.faults)
     for process, samples in samples_by_process(facts).items():
-        warm = [each for each in samples if each.at - samples[0].at >= WARM]
-        for each in samples:
-            found.checked += 1
-            is_broken = any(begun <= each.at <= healed + facts.about.recovery for begun, healed, _ in broken)
-            if each.oldest_transaction > LONGEST_IDLE and not is_broken:
+        found.checked += len(samples)
+        quiet = [each for each in samples if not _is_broken(broken, each.at, facts.about.recovery)]
+        for each in quiet:
+            if each.oldest_transaction > LONGEST_IDLE:
                 text = f"{process} was idle in a transaction for {each.oldest_transaction:.1f} s"
                 found.violate(text, at=each.at)
-        if len(warm) > 1:
+        warm = [each for each in quiet if each.at - samples[0].at >= WARM]
+        if warm and warm[-1].at - warm[0].at >= SHORTEST:
             _has_not_grown(found, process, warm)
 
 
+def _is_broken(broken: list[tuple[float, float, int]], at: float, recovery: float) -> bool:
+    """Whether something was broken then, or shortly before: connections come and go."""
+    return any(begun <= at <= healed + recovery for begun, healed, _ in broken)
+
+
 def _has_not_grown(found: Finding, process: str, warm: list[Process]) -> None:
-    """The best of the last tenth against the worst of the first: what comes and goes is no leak."""
-    tenth = max(len(warm) // 10, 1)
-    early, late = warm[:tenth], warm[-tenth:]
+    """The best of the last third against the worst of the first: what comes and goes is no leak."""
+    third = max(len(warm) // 3, 1)
+    early, late = warm[:third], warm[-third:]
     for name, slack in (("fds", SLACK), ("threads", SLACK), ("backends", SLACK), ("rss", MEMORY_SLACK)):
         before = max(getattr(each, name) for each in early)
         after = min(getattr(each, name) for each in late)

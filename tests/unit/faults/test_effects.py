@@ -151,6 +151,28 @@ def test_an_end_owes_the_reply_that_was_asked_for(story: Story) -> None:
     assert check(story.recording).violated == ["I7"]
 
 
+def test_a_child_of_a_run_that_was_released_is_not_missed(story: Story) -> None:
+    story.publish("parent")
+    story.deliver("parent", tag=50)
+    story.claim("parent")
+    story.run("parent")
+    story.send_child("parent", "parent.1.released", kind="event")
+    copy = story.release("parent")
+    story.ack(50)
+    story.relay(copy, tag=50)
+    story.deliver("parent", tag=51, epoch=1)
+    story.claim("parent")
+    story.run("parent")
+    story.send_child("parent", "parent.1", kind="event")
+    story.succeed("parent")
+    story.ack(51)
+    story.tell(Received(kind="event", child_id="parent.1"))
+    assert check(story.end()).is_clean
+
+    story.tell(Received(kind="event", child_id="parent.1.released"))
+    assert check(story.recording).violated == ["I7"]
+
+
 def parent(story: Story, *, kind: str) -> None:
     """A task whose first attempt fails and whose second succeeds; each sends a child."""
     story.publish("parent")
