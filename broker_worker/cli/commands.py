@@ -7,6 +7,7 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
+from broker_worker.cli.output import printable
 from broker_worker.errors import BrokerWorkerError, ConfigurationError
 
 FAILED = 1
@@ -21,5 +22,5 @@ class Commands(TyperGroup):
         try:
             return super().invoke(ctx)
         except BrokerWorkerError as error:
-            typer.echo(str(error), err=True)
+            typer.echo("\n".join(map(printable, str(error).split("\n"))), err=True)
             raise typer.Exit(MISUSED if isinstance(error, ConfigurationError) else FAILED) from None

@@ -287,7 +287,7 @@ def _print_verdict(verdict: Verdict, *, as_json: bool) -> None:
     if as_json:
         print_json(verdict)
     else:
-        typer.echo(f"{verdict.id}: {verdict.detail}")
+        typer.echo(printable(f"{verdict.id}: {verdict.detail}"))
 
 
 async def _known(desk: Desk, id_: UUID) -> KeptLetter:

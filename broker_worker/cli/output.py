@@ -42,13 +42,14 @@ def print_rows(rows: Iterable[T], columns: Sequence[Column[T]], *, as_json: bool
 
 
 def print_json(value: object) -> None:
-    """Print one value as one line of JSON."""
-    typer.echo(json.dumps(jsonable(value), ensure_ascii=False))
+    """Print one value as one line of JSON, in which nothing steers a terminal or ends the line."""
+    line = json.dumps(jsonable(value), ensure_ascii=False)
+    typer.echo(line if line.isprintable() else "".join(map(_json_escaped, line)))
 
 
 def print_fields(title: str, fields: Mapping[str, object]) -> None:
     """Print one thing, a line for each of its fields that has a value."""
-    typer.echo(title)
+    typer.echo(printable(title))
     for name, value in fields.items():
         if value is not None:
             typer.echo(f"  {name}: {shown(value)}")
@@ -93,6 +94,11 @@ def shown(value: object) -> str:
 def printable(text: str) -> str:
     """Escape everything but printable characters."""
     return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in text)
+
+
+def _json_escaped(character: str) -> str:
+    """Escape what `json.dumps` leaves as it is: all of it is within a text, where it may be escaped."""
+    return character if character.isprintable() else json.dumps(character)[1:-1]
 
 
 def body_fields(body: bytes) -> dict[str, str]:

@@ -12,7 +12,16 @@ import typer
 
 from broker_worker.cli.bar import changes_shown
 from broker_worker.cli.commands import FAILED
-from broker_worker.cli.output import AsJson, Column, fields_of, note, print_fields, print_json, print_rows
+from broker_worker.cli.output import (
+    AsJson,
+    Column,
+    fields_of,
+    note,
+    print_fields,
+    print_json,
+    print_rows,
+    printable,
+)
 from broker_worker.cli.session import Actor, Name, Queue, parse_past, parse_span, with_database
 
 if TYPE_CHECKING:
@@ -198,7 +207,7 @@ def _intervene(intervention: Callable[[Database], Awaitable[Verdict]], *, as_jso
     if as_json:
         print_json(verdict)
     else:
-        typer.echo(f"{verdict.id}: {verdict.detail}")
+        typer.echo(printable(f"{verdict.id}: {verdict.detail}"))
     if not verdict.is_done:
         raise typer.Exit(FAILED)
 
@@ -219,4 +228,4 @@ def _print_part(title: str, part: object) -> None:
     traceback = fields.pop("traceback", None)
     print_fields(title, fields)
     for line in str(traceback).splitlines() if traceback else ():
-        typer.echo(f"    {line}")
+        typer.echo(f"    {printable(line)}")

@@ -11,6 +11,7 @@ from tests.support.raw_amqp import FLAG, long, short, table
 
 LIMIT = 10 * 1024  # MAX_BODY_BYTES of the daemons that meet the corpus
 EXISTING = "taken"  # of a task that is done before the corpus comes
+DUE = "deliver_at < now() + interval '1 day'"  # what is owed after that waits until the year 2999
 ORDER = sorted(FLAG, key=lambda name: -FLAG[name])  # of the wire
 
 

@@ -277,4 +277,9 @@ ROUTING = (
     ),
 )
 
+ROUTED_BY_THEMSELVES = frozenset(
+    {"CC to where it is going anyway", "BCC to where it is going anyway", "CC to a thousand places"}
+)
+"""These reach their queue whatever routing key they are published with."""
+
 CASES = unique((*TYPES, *NESTING, *SIZES, *NAMES, *ROUTING))

@@ -9,7 +9,7 @@ import pytest
 
 from tests.e2e.conftest import Service, message
 from tests.hostile import bodies, envelopes, headers, properties
-from tests.hostile.case import EXISTING, LIMIT, Case
+from tests.hostile.case import DUE, EXISTING, LIMIT, Case
 from tests.hostile.corpus import drain, ends, publish_all
 from tests.support.daemon import until
 
@@ -20,7 +20,6 @@ CLASSES = {
     "headers": headers.CASES,
 }
 GOOD = 100  # messages behind them
-DUE = "deliver_at < now() + interval '1 day'"  # the rest may wait until the year 2999
 OPEN = "state IN ('running', 'retrying')"
 ALL = 240  # at least so many have to be delivered, of all classes
 

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from uuid import UUID
 
 import pytest
 import typer
 
-from broker_worker.cli.output import Column, body_fields, print_rows, shown
+from broker_worker.cli.output import Column, body_fields, print_fields, print_rows, shown
 from broker_worker.cli.session import parse_moment, parse_past, parse_rate
+from broker_worker.cli.tasks import _print_part
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,6 +20,11 @@ class Row:
     id: UUID
     at: datetime | None
     note: str
+
+
+@dataclass(frozen=True, slots=True)
+class Traced:
+    traceback: str
 
 
 ROW = Row(UUID(int=7), datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC), "a\tb\x1b[31m")
@@ -48,6 +54,24 @@ def test_a_pipe_gets_a_header_and_tabs_and_nothing_that_steers_a_terminal(
     print_rows([ROW], COLUMNS, as_json=False)
 
     assert capsys.readouterr().out == "at\tnote\n2026-01-02 03:04:05Z\ta\\tb\\x1b[31m\n"
+
+
+def test_json_is_one_line_in_which_nothing_steers_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    note = "ä€😀\x7f\x85\x9b31m\u2028\u202e\ud800"
+
+    print_rows([replace(ROW, note=note)], COLUMNS, as_json=True)
+
+    (line,) = capsys.readouterr().out.splitlines()
+    assert line.isprintable()
+    assert "ä€😀" in line
+    assert json.loads(line)["note"] == note
+
+
+def test_a_title_and_a_traceback_steer_no_terminal_either(capsys: pytest.CaptureFixture[str]) -> None:
+    print_fields("task \x1b]0;title\x07\n", {})
+    _print_part("attempt 1", Traced("Error: \x1b[2J\x9b31m\u2028"))
+
+    assert capsys.readouterr().out == ("task \\x1b]0;title\\x07\\n\nattempt 1\n    Error: \\x1b[2J\\x9b31m\n")
 
 
 def test_nothing_is_a_dash() -> None:
