@@ -73,6 +73,7 @@ class Carrier:
         self.reader = gate.make_reader()
         self.weather = Weather()
         self._client, self._server = writers
+        self.port: int = self._server.get_extra_info("sockname")[1]  # by which the server knows it
 
     def reset(self) -> None:
         """Cut it off at once; what was not carried on is lost."""
