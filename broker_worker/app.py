@@ -164,6 +164,7 @@ class App:
                 progress=self.progress,
                 completion=partial(completion, schema=settings.database_schema, worker=self.worker),
                 max_result_bytes=settings.max_result_bytes,
+                conceal=self.observation.conceal,
             ),
             resources=self.resources,
             tasks=self.tasks,

@@ -32,9 +32,11 @@ class Observation:
             settings.log_level,
             log_format=settings.log_format,
             stream=sys.stdout,
-            secrets=[secret.reveal() for secret in secrets if secret.is_set],
             task_fields=_task_fields,
         )
+        for secret in secrets:
+            secret.follow(redactor.learn)
+        self.conceal = redactor.outcome
         self.metrics = MetricsSubscriber(names=names, queues=tuple(settings.queues))
         self._watchdog = Watchdog()
         self.health = Health(

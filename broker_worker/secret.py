@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Self
 
@@ -75,9 +76,12 @@ class Secret:
 
     def follow(self, listener: Callable[[str], None]) -> None:
         """Tell `listener` the secret now and whenever another one is found in its file."""
-        self._listeners.append(listener)
         if self._told is not None:
             listener(self._told)
+        self._listeners.append(listener)
+        if self.is_set:
+            with suppress(ConfigurationError):  # it is told as soon as it can be read
+                self.reveal()
 
     def _tell(self, text: str) -> None:
         if text != self._told:

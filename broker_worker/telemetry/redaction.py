@@ -1,23 +1,33 @@
-"""What may be shown: a text without secrets. Logs and probes pass everything through here."""
+"""What may be shown: a text without secrets. Logs, probes and the texts of failures pass through here."""
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from functools import lru_cache
 from itertools import islice
 from urllib.parse import quote, unquote
 
 from pydantic import ValidationError
 
-from broker_worker.failure import validation_summary
+from broker_worker.failure import (
+    ELLIPSIS,
+    MAX_MESSAGE_BYTES,
+    MAX_TRACEBACK_BYTES,
+    clean,
+    validation_summary,
+)
+from broker_worker.outcome import Dead, Failure, Outcome, Postponed
 
 MASK = "***"
 LONGEST_TEXT = 32 * 1024  # characters; a stored traceback has half of it
 DEEPEST = 6  # levels of a nested value
 MOST_MEMBERS = 200  # of one collection
 MIN_SECRET = 3  # characters; less can't be told from ordinary text
+MIN_HALF = 4  # characters of one that was cut
+MOST_CUTS = 20  # in one text, or ends that a URL's password may have
 MOST_NAMES = 500  # of fields that are remembered: few names are on nearly all lines
 MOST_TEXTS = 1000  # that are remembered
 LONGEST_REMEMBERED = 200  # characters of such a text
@@ -31,7 +41,8 @@ _ASSIGNED = re.compile(rf"\b(\w*(?:password|passwd|secret|token|api_?key)\s*=\s*
 _INPUT = re.compile(r"\binput_value=.*?(, input_type=|\]|$)", re.DOTALL)  # pydantic's own text of an error
 _DETAIL = re.compile(r"(\bDETAIL:).*")  # Postgres repeats the row there
 _NAMES = re.compile(r"(password|passwd|secret|token|api_?key|authorization|dsn)$", re.IGNORECASE)
-_URL_PASSWORD = re.compile(r"[a-z][a-z0-9+.-]*://([^:@/]*):(?P<password>.*)@", re.IGNORECASE | re.DOTALL)
+_USER = re.compile(r"[a-z][a-z0-9+.-]*://[^:@/]*:", re.IGNORECASE)
+_PARAMETER = re.compile(r"[?&]\w*(?:password|passwd|passphrase|secret|token)=([^&]*)", re.IGNORECASE)
 
 
 class Redactor:
@@ -46,18 +57,18 @@ class Redactor:
             self.learn(secret)
 
     def learn(self, secret: str) -> None:
-        """Mask `secret` from now on; of a URL also its password alone, encoded or not.
+        """Mask `secret` from now on, and what in it is secret by itself: a URL's passwords, a list's keys.
 
-        One that is read again from its file may have changed: learn it again then.
+        For one that is read again from its file, and has changed, likewise; the former stays masked.
         """
-        values = {secret}
-        url = _URL_PASSWORD.match(secret)
-        if url is not None:
-            values |= {url["password"], unquote(url["password"])}
-        spellings = {spelling for value in values for spelling in _spellings(value)}
+        values = {secret, *_parts(secret)}
+        spellings = {
+            spelling for value in values | set(map(unquote, values)) for spelling in _spellings(value)
+        }
         self._spellings |= {spelling for spelling in spellings if len(spelling) >= MIN_SECRET}
         longest_first = sorted(self._spellings, key=len, reverse=True)
         self._known = re.compile("|".join(map(_pattern, longest_first))) if longest_first else None
+        # last: whoever masks in another thread meanwhile remembers it where nobody looks any more
         self._text_by_name = {}
         self._shown_by_text = {}
 
@@ -68,17 +79,20 @@ class Redactor:
         """
         if len(text) > LONGEST_REMEMBERED or type(text) is not str:  # another's type may hash as it likes
             return self._masked(text)
-        shown = self._shown_by_text.get(text)
+        remembered = self._shown_by_text
+        shown = remembered.get(text)
         if shown is None:
-            if len(self._shown_by_text) >= MOST_TEXTS:
-                self._shown_by_text.clear()
-            shown = self._shown_by_text[text] = self._masked(text)
+            if len(remembered) >= MOST_TEXTS:
+                remembered.clear()
+            shown = remembered[text] = self._masked(text)
         return shown
 
     def _masked(self, text: str) -> str:
         text = text[: 2 * LONGEST_TEXT]  # cut for good only once the masks are on: half a secret is one, too
-        if self._known is not None:
+        if self._known is not None and any(map(text.__contains__, self._spellings)):
             text = self._known.sub(MASK, text)
+        if ELLIPSIS in text:
+            text = self._without_halves(text)
         if "://" in text:
             text = _USERINFO.sub(rf"\1{MASK}@", text)
         if "=" in text:
@@ -86,7 +100,36 @@ class Redactor:
             text = _INPUT.sub(rf"input_value={MASK}\1", text)
         if "DETAIL:" in text:
             text = _DETAIL.sub(rf"\1 {MASK}", text)
-        return text if len(text) <= LONGEST_TEXT else f"{text[:LONGEST_TEXT]}…"
+        return text if len(text) <= LONGEST_TEXT else f"{text[:LONGEST_TEXT]}{ELLIPSIS}"
+
+    def _without_halves(self, text: str) -> str:
+        """Mask what is left of a secret where somebody else has cut a text: before and after an ellipsis."""
+        parts = text.split(ELLIPSIS)
+        for index in range(min(len(parts), MOST_CUTS)):
+            for spelling in self._spellings:
+                kept = parts[index]
+                if index < len(parts) - 1 and (half := _end_in_common(kept, spelling)):
+                    parts[index] = kept = f"{kept[:-half]}{MASK}"
+                beginning = kept.lstrip("\n")
+                if index > 0 and (half := _end_in_common(beginning[::-1], spelling[::-1])):
+                    parts[index] = f"{kept[: len(kept) - len(beginning)]}{MASK}{beginning[half:]}"
+        return ELLIPSIS.join(parts)
+
+    def outcome(self, outcome: Outcome) -> Outcome:
+        """Mask what an attempt's end says of itself: it is kept in rows, in dead letters and in headers."""
+        match outcome:
+            case Postponed() | Dead():
+                return replace(outcome, failure=self._failure(outcome.failure))
+            case _:
+                return outcome
+
+    def _failure(self, failure: Failure) -> Failure:
+        traceback = failure.traceback
+        return replace(
+            failure,
+            message=clean(self.text(failure.message), MAX_MESSAGE_BYTES),
+            traceback=traceback and clean(self.text(traceback), MAX_TRACEBACK_BYTES),
+        )
 
     def value(self, value: object, *, depth: int = DEEPEST) -> object:
         """Make any value one that JSON can hold, without secrets."""
@@ -108,11 +151,12 @@ class Redactor:
 
     def name(self, name: str) -> str:
         """Mask what must not be seen in the name of a field."""
-        shown = self._text_by_name.get(name)
+        remembered = self._text_by_name
+        shown = remembered.get(name)
         if shown is None:
             shown = self.text(name)
-            if len(self._text_by_name) < MOST_NAMES:
-                self._text_by_name[name] = shown
+            if len(remembered) < MOST_NAMES:
+                remembered[name] = shown
         return shown
 
     def field(self, name: str, value: object) -> object:
@@ -140,6 +184,26 @@ def plain(value: object) -> str:
         return str(value)
     except Exception as error:  # noqa: BLE001 - somebody's __str__; a log line must not fail the work
         return f"<{type(value).__name__}: its text raised {type(error).__name__}>"
+
+
+def _parts(secret: str) -> Iterator[str]:
+    """Find what is secret by itself: of a URL its passwords, wherever they end; of a list its keys."""
+    if (user := _USER.match(secret)) is not None:
+        rest = secret[user.end() :]
+        ends = [index for index, character in enumerate(rest) if character == "@"]
+        yield from (rest[:end] for end in ends[:MOST_CUTS])
+    if "://" in secret:
+        yield from _PARAMETER.findall(secret)
+    else:
+        yield from (key.partition(":")[2] for key in secret.split(","))
+
+
+def _end_in_common(text: str, secret: str) -> int:
+    """How many characters of the beginning of `secret` stand at the end of `text`; a few mean nothing."""
+    for length in range(min(len(text), len(secret)), MIN_HALF - 1, -1):
+        if text.endswith(secret[:length]):
+            return length
+    return 0
 
 
 def _spellings(secret: str) -> set[str]:

@@ -258,13 +258,18 @@ class Executor:
         finally:
             if inside.done():
                 run.hands.stop.forget()
+        if not inside.done():
+            self._leave(inside)
+            leave(inside)
+        outcome = self._outcome_of(run, inside)
+        return outcome if isinstance(outcome, Succeeded) else self._tools.conceal(outcome)
+
+    def _outcome_of(self, run: Run, inside: asyncio.Task[Outcome]) -> Outcome:
+        if not inside.done():
+            return self._ended_by(run, AttemptTimeoutError(run.limits.timeout))
         if inside.cancelled():  # before its first step, or by the handler itself in its last
             return self._ended_by(run, asyncio.CancelledError())
-        if inside.done():
-            return inside.result()
-        self._leave(inside)
-        leave(inside)
-        return self._ended_by(run, AttemptTimeoutError(run.limits.timeout))
+        return inside.result()
 
     def _leave(self, inside: asyncio.Task[Outcome]) -> None:
         self._left.add(inside)

@@ -10,6 +10,7 @@ from broker_worker.context import AnyHandler, Completion
 from broker_worker.errors import BrokerWorkerError, ConfigurationError
 from broker_worker.failure import Refusal
 from broker_worker.handler import Handler
+from broker_worker.outcome import Outcome
 from broker_worker.ports import Checkpoints, HandlerTransaction, Progress
 from broker_worker.registry import Registry
 from broker_worker.sending import PayloadError, Sent, SentTask
@@ -19,15 +20,20 @@ from broker_worker.worker.stop import Stop
 SAVE_WAIT = 60.0  # seconds that a thread waits for its checkpoint
 
 
+def _as_it_is(outcome: Outcome) -> Outcome:
+    return outcome
+
+
 @dataclass(frozen=True, slots=True)
 class Tools:
-    """What the hands of all attempts share."""
+    """What all attempts share."""
 
     registry: Registry
     checkpoints: Checkpoints
     progress: Progress
     completion: Callable[[Claim, str | None], Completion]
     max_result_bytes: int
+    conceal: Callable[[Outcome], Outcome] = _as_it_is  # masks secrets in what is kept of a failure
 
 
 class AttemptHands:
