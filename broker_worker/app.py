@@ -9,14 +9,14 @@ import signal
 import socket
 import sys
 import threading
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from datetime import timedelta
 from functools import partial
 from importlib.metadata import version
 from typing import cast
 from uuid import UUID, uuid4
 
-from broker_worker.amqp.connection import Connection, Link
+from broker_worker.amqp.connection import Connection, Link, connected
 from broker_worker.amqp.consumer import Consumption, Declare, Subscription
 from broker_worker.amqp.declaration import declare
 from broker_worker.amqp.delivery import AmqpDelivery
@@ -33,6 +33,8 @@ from broker_worker.ports import Delivery
 from broker_worker.registry import Registry
 from broker_worker.services.cancels import INTERVAL as CANCELS_INTERVAL
 from broker_worker.services.cancels import Cancels
+from broker_worker.services.guard import INTERVAL as GUARD_INTERVAL
+from broker_worker.services.guard import Guard
 from broker_worker.services.heartbeat import INTERVAL as BEAT_INTERVAL
 from broker_worker.services.heartbeat import Heartbeat
 from broker_worker.services.periodic import every
@@ -236,6 +238,7 @@ class App:
                 *self._listening(cancels),
                 self._service("pruner", PRUNE_INTERVAL, self._pruner().run_once, waits_first=True),
                 self._service("sampler", SAMPLE_INTERVAL, self._sample),
+                self._service("guard", GUARD_INTERVAL, self._guard(consumptions).run_once, waits_first=True),
                 self._service("collector", COLLECTOR_INTERVAL, Collector().run_once),
                 self._service("summary", SUMMARY_INTERVAL, self.observation.summarise, waits_first=True),
             ),
@@ -273,6 +276,31 @@ class App:
             on_change=lambda is_up, detail: self.emit(ConnectionChanged("listen", is_up, detail)),
         )
         return [listener.run, self._service("cancels", timedelta(0), cancels.run_noticed)]
+
+    def _guard(self, consumptions: Sequence[Consumption]) -> Guard:
+        def consuming() -> dict[str, bool]:
+            if self.signals.stop.is_set():
+                return {}
+            return {queue: is_up for each in consumptions for queue, is_up in each.states().items()}
+
+        return Guard(
+            consuming=consuming,
+            reach_afresh=self._reach_afresh,
+            has_unrecorded=lambda: any(run.outcome is not None for run in self.runs.unfinished()),
+            give_up=self.signals.give_up,
+            clock=self.clock,
+        )
+
+    async def _reach_afresh(self) -> None:
+        """Connect anew to both servers: what holds for old connections proves nothing."""
+        settings = self.settings
+        async with connected(settings.amqp_url.reveal(), f"broker_worker {self.name} guard"):
+            pass
+        database = Database.open(settings.database_url.reveal, schema=settings.database_schema, pool_size=1)
+        try:
+            await database.ping()
+        finally:
+            await database.close()
 
     def _pruner(self) -> Pruner:
         settings = self.settings

@@ -112,6 +112,10 @@ class Consumption:
         """Whether that is so for every queue."""
         return all(consumer.is_consuming for consumer in self._consumers.values())
 
+    def states(self) -> dict[str, bool]:
+        """Whether the broker knows our consumer, for each queue."""
+        return {queue: consumer.is_consuming for queue, consumer in self._consumers.items()}
+
     def unsettled(self, queue: str) -> int:
         """How many deliveries of the present channel are not acked."""
         return self._consumers[queue].unsettled

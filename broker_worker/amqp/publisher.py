@@ -100,7 +100,8 @@ class Publisher:
                     await self._is_ready.wait()
                     is_unsent = False
                     await self._publish(exchange, routing_key, properties, outgoing)
-        except PublishError:
+        except PublishError as error:
+            self._repair_after(error.__cause__, outgoing)
             raise
         except BrokerUnavailableError as error:
             if is_unsent:
@@ -181,7 +182,10 @@ class Publisher:
                 confirmed.set_exception(TimeoutError())
 
     def _repair_after(self, error: BaseException | None, outgoing: Outgoing) -> None:
-        if outgoing.kind is not EVENT and isinstance(error, aiormq.ChannelNotFoundEntity):
+        is_missing = isinstance(error, aiormq.ChannelNotFoundEntity)
+        if isinstance(error, ReturnedError):  # its exchange is there, and a queue of ours is not
+            is_missing = outgoing.kind is COPY or outgoing.kind is DEAD_LETTER
+        if is_missing and outgoing.kind is not EVENT:
             self._repair_is_wanted.set()
 
     def _destination(self, outgoing: Outgoing) -> tuple[str, str]:
