@@ -202,17 +202,18 @@ class Broker:
         properties = replace(held.properties, headers={**held.properties.headers, **dead})
         self.route(Held(properties, held.body, self.topology.return_exchange, held.routing_key))
 
-    def lose_copies(self) -> int:
-        """Lose what waits: of copies only, since for a publisher's message nothing can make up."""
-        places: list[deque[Held] | list[Held]] = [self._waiting, *(each.ready for each in self.work_queues)]
+    def lose(self, is_such: Callable[[str, Held], bool]) -> int:
+        """Lose messages that wait here; for a publisher's own nothing can make up, so choose well."""
         lost = 0
-        for place in places:
-            for held in list(place):
-                epoch = held.properties.headers.get(EPOCH)
-                if isinstance(epoch, int) and epoch > 0:
-                    place.remove(held)
-                    lost += 1
-        return lost
+        for queue in self.work_queues:
+            found = [held for held in queue.ready if is_such(queue.work, held)]
+            for held in found:
+                queue.ready.remove(held)
+            lost += len(found)
+        found = [held for held in self._waiting if is_such(held.routing_key, held)]
+        for held in found:
+            self._waiting.remove(held)
+        return lost + len(found)
 
     def _receive(self, kind: Literal["letter", "event", "reply"], held: Held) -> None:
         headers = held.properties.headers
@@ -330,13 +331,14 @@ class Connection:
             channel.lose("closed")
         self.to_broker(self.end_here)
 
-    def fall_silent(self) -> None:
-        """Let no frame pass any more: each end finds out by its own heartbeats."""
+    def fall_silent(self) -> float:
+        """Let no frame pass any more; seconds until both ends have found out by their own heartbeats."""
         self.is_silent = True
         world = self.world
-        world.later(20 + world.random.random() * 12, self.end_here)
-        after = 22 + world.random.random() * 12
-        world.loop.call_later(after, self.lose, "no heartbeat", context=self._context)
+        here, there = 20 + world.random.random() * 12, 22 + world.random.random() * 12
+        world.later(here, self.end_here)
+        world.loop.call_later(there, self.lose, "no heartbeat", context=self._context)
+        return max(here, there)
 
 
 class Channel:

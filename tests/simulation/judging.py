@@ -57,14 +57,16 @@ class Tally:
     """What came of many seeds."""
 
     seeds: int = 0
-    counts: Counter[str] = field(default_factory=Counter)
+    faults: Counter[str] = field(default_factory=Counter)
+    done: Counter[str] = field(default_factory=Counter)
     checked: Counter[str] = field(default_factory=Counter)
     violations: Counter[str] = field(default_factory=Counter)
     failing: dict[int, list[str]] = field(default_factory=dict)
 
     def add(self, judged: Judged) -> None:
         self.seeds += 1
-        self.counts += judged.simulated.counts
+        self.faults += judged.simulated.counts
+        self.done += judged.simulated.done
         for code, finding in judged.verdict.findings.items():
             self.checked[code] += finding.checked
             self.violations[code] += len(finding.violations)
@@ -76,7 +78,8 @@ class Tally:
         return {
             "seeds": self.seeds,
             "failing": {str(seed): problems[:5] for seed, problems in self.failing.items()},
-            "faults": dict(sorted(self.counts.items())),
+            "faults": dict(sorted(self.faults.items())),
+            "done": dict(sorted(self.done.items())),
             "invariants": {
                 code: {"checked": count, "violations": self.violations[code]}
                 for code, count in sorted(self.checked.items())

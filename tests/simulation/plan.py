@@ -7,8 +7,8 @@ from collections.abc import Callable
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
-from broker_worker.message import MAX_ID_LENGTH, TASK_ID
-from broker_worker.task import TERMINAL
+from broker_worker.message import EPOCH, MAX_ID_LENGTH, TASK_ID, TaskId
+from broker_worker.task import TERMINAL, TaskState
 from tests.simulation.broker import Connection, Held
 from tests.simulation.process import SimulatedProcess
 from tests.simulation.world import Armed
@@ -55,7 +55,7 @@ class Plan:
     def draw(self, seconds: float) -> None:
         """Plan faults for the next `seconds`."""
         kinds, weights = [kind for _, kind in KINDS], [weight for weight, _ in KINDS]
-        for _ in range(self._random.randint(3, 14)):
+        for _ in range(self._random.randint(4, 18)):
             (do,) = self._random.choices(kinds, weights)
             self._world.later(self._random.random() * seconds, self._do, do)
 
@@ -102,13 +102,13 @@ class Plan:
 
     def pause(self) -> None:
         if (process := self._some_process()) is not None:
-            process.pause(self._duration(1, 60))
+            process.pause(self._pause())
 
     def pause_at_a_step(self) -> None:
         """Stop the process that passes some step next, for so long that it may be taken for dead."""
 
         def pause(process: SimulatedProcess) -> None:
-            process.pause(self._duration(5, 60))
+            process.pause(self._pause())
 
         step = self._random.choice(STEPS)
         self._world.armed.append(Armed(step, self._random.randint(1, 12), pause))
@@ -128,8 +128,9 @@ class Plan:
 
     def silence_connection(self) -> None:
         if (connection := self._some_connection()) is not None and not connection.is_silent:
-            self._world.broke("half_open", connection.name)
-            connection.fall_silent()
+            number = self._world.broke("half_open", connection.name, lasts=True)
+            noticed = connection.fall_silent()
+            self._world.later(noticed, self._world.mended, number, "half_open", connection.name)
 
     def close_channel(self) -> None:
         if (connection := self._some_connection()) is not None:
@@ -175,8 +176,34 @@ class Plan:
             queue.put(Held(one.properties, one.body, one.exchange, one.routing_key))
 
     def lose_copies(self) -> None:
-        if self._simulation.broker.lose_copies():
+        """Lose what only the database can make up for."""
+        if self._simulation.broker.lose(self._is_copy):
             self._world.broke("copies_lost")
+
+    def crash_and_lose(self) -> None:
+        """Kill a process, and lose the messages that it held."""
+        process = self._some_process()
+        if process is None:
+            return
+        process.crash()
+        dead = process.worker
+
+        def was_held(queue: str, held: Held) -> bool:
+            task = TaskId(queue, held.properties.type or "", _id(held))
+            row = self._simulation.database.tasks.get(task)
+            is_running = row is not None and row.task.state is TaskState.RUNNING
+            return is_running and row is not None and row.task.worker == dead
+
+        def lose() -> None:
+            if self._simulation.broker.lose(was_held):
+                self._world.broke("messages_of_the_dead_lost")
+
+        self._world.later(0.5 + self._random.random(), lose)
+
+    @staticmethod
+    def _is_copy(_: str, held: Held) -> bool:
+        epoch = held.properties.headers.get(EPOCH)
+        return isinstance(epoch, int) and epoch > 0
 
     # --- the database ------------------------------------------------------------------
 
@@ -209,7 +236,7 @@ class Plan:
 
     def cancel_running(self) -> None:
         database = self._simulation.database
-        rows = [row.task for row in database.tasks.values() if str(row.task.state) == "running"]
+        rows = [row.task for row in database.tasks.values() if row.task.state is TaskState.RUNNING]
         if rows:
             self._world.counts["cancel_running"] += 1
             database.begin(actor="operator")
@@ -234,6 +261,18 @@ class Plan:
             database.begin(actor="operator")
             database.replay(found[0])
 
+    def cancel_and_crash(self) -> None:
+        """Let an operator's cancel meet a worker that dies of something else."""
+        process = self._some_process()
+        database = self._simulation.database
+        rows = [row.task for row in database.tasks.values() if process and row.task.worker == process.worker]
+        running = [task for task in rows if task.state is TaskState.RUNNING]
+        if process is not None and running:
+            self._world.counts["cancel_and_crash"] += 1
+            database.begin(actor="operator")
+            database.cancel(self._random.choice(running).id)
+            self._world.later(self._random.random() * 0.5, self._kill, process)
+
     # --- which -----------------------------------------------------------------------
 
     def _some_process(self) -> SimulatedProcess | None:
@@ -248,6 +287,10 @@ class Plan:
         if not self._world.is_healed:
             process.crash()
 
+    def _pause(self) -> float:
+        """Short, or so long that it is taken for dead and its messages are delivered to others."""
+        return self._duration(1, 20) if self._random.random() < 0.4 else self._random.uniform(25, 60)
+
     def _duration(self, least: float, most: float) -> float:
         return math.exp(self._random.uniform(math.log(least), math.log(most)))
 
@@ -257,17 +300,19 @@ KINDS: list[tuple[int, Callable[[Plan], None]]] = [
     (12, Plan.crash_at_a_step),
     (5, Plan.terminate),
     (4, Plan.terminate_at_a_step),
-    (4, Plan.pause),
-    (4, Plan.pause_at_a_step),
+    (5, Plan.pause),
+    (8, Plan.pause_at_a_step),
     (2, Plan.deploy),
     (6, Plan.end_connection),
     (3, Plan.silence_connection),
     (6, Plan.close_channel),
     (4, Plan.cancel_consumer),
     (4, Plan.restart_broker),
-    (3, Plan.reorder),
+    (5, Plan.reorder),
     (5, Plan.deliver_twice),
-    (1, Plan.lose_copies),
+    (2, Plan.lose_copies),
+    (1, Plan.crash_and_lose),
+    (3, Plan.cancel_and_crash),
     (6, Plan.break_database),
     (1, Plan.step_clock),
     (5, Plan.cancel),
@@ -278,4 +323,8 @@ KINDS: list[tuple[int, Callable[[Plan], None]]] = [
 
 def _has_id(held: Held) -> bool:
     """Whether two of it are one task."""
-    return TASK_ID in held.properties.headers or 0 < len(held.properties.message_id or "") <= MAX_ID_LENGTH
+    return 0 < len(_id(held)) <= MAX_ID_LENGTH
+
+
+def _id(held: Held) -> str:
+    return str(held.properties.headers.get(TASK_ID) or held.properties.message_id or "")

@@ -19,7 +19,14 @@ from uuid import UUID
 from broker_worker import app
 from broker_worker.amqp.consumer import Subscription
 from broker_worker.errors import UnavailableError
-from broker_worker.events import Event, PublishFailed, ServiceFailed
+from broker_worker.events import (
+    AttemptFinished,
+    DeliverySettled,
+    Event,
+    PublishFailed,
+    ServiceFailed,
+    ServiceWorked,
+)
 from broker_worker.registry import Registry
 from broker_worker.services.relay import Relay
 from broker_worker.settings import Settings
@@ -113,8 +120,16 @@ class Witnessed:
         match event:
             case ServiceFailed(service=service, error=error) if not isinstance(error, EXPECTED):
                 process.complain(f"{service} failed: {type(error).__name__}: {error}")
-            case PublishFailed(error=error):
-                process.world.counts["publish_failed"] += 1
+            case DeliverySettled(how=how):
+                process.world.done[how] += 1
+            case ServiceWorked(what=what, count=count):
+                process.world.done[what] += count
+            case AttemptFinished(is_recorded=False):
+                process.world.done["claim_lost"] += 1
+            case AttemptFinished(outcome=outcome):
+                process.world.done[type(outcome).__name__.lower()] += 1
+            case PublishFailed():
+                process.world.done["publish_failed"] += 1
             case _:
                 pass
 

@@ -31,10 +31,11 @@ from tests.simulation.world import BEGAN_AT, World
 Mutant = Callable[[], AbstractContextManager[object]]
 """Makes the code wrong while its context is entered; see tests/faults/mutants."""
 
-CHAOS = 40.0  # seconds in which things go wrong
+CHAOS = 60.0  # seconds in which things go wrong
 PEACE = 45.0  # seconds without any progress, after which the database's clock is set forward
 LONGEST_DRAIN = 600.0  # seconds of virtual time; whoever needs more hangs
 MOST_STEPS = 40  # of the clock, while it drains
+RECOVERY = 25.0  # seconds: the longest handler, which may have the only slot, and some more
 LOOK = 1.0  # seconds between two looks at whether all is quiet
 
 
@@ -45,6 +46,7 @@ class Simulated:
     seed: int
     recording: Recording
     counts: Counter[str] = field(default_factory=Counter)  # of what was broken, by kind
+    done: Counter[str] = field(default_factory=Counter)  # by the daemons, by what they call it
     stuck: str = ""  # why it did not come to its end
     callbacks: int = 0
 
@@ -72,7 +74,7 @@ def simulate(
             simulation.dispose()
             loop.close()
             asyncio.set_event_loop(None)
-    return Simulated(seed, world.recording, world.counts, stuck, loop.ran)
+    return Simulated(seed, world.recording, world.counts, world.done, stuck, loop.ran)
 
 
 class Simulation:
@@ -85,7 +87,7 @@ class Simulation:
         self.faults = Faults(world)
         self.database = SimulatedDatabase(world)
         self.broker = Broker(world, self.faults, QUEUES, delivery_limit=rng.choice((3, 6, 100)))
-        prefetch = rng.choice((2, 4, 8))
+        prefetch = rng.choice((1, 2, 4, 8))
         self.settings = Settings(
             handlers=("tests.simulation.handlers",),
             queues=dict.fromkeys(QUEUES, prefetch),
@@ -101,6 +103,7 @@ class Simulation:
         about.handlers = handlers.FACTS
         about.prefetch = prefetch * len(QUEUES)
         about.began_at = BEGAN_AT
+        about.recovery = RECOVERY
         self._seconds = seconds
         self._processes: list[SimulatedProcess] = []
         self._places = rng.choice((2, 2, 3))

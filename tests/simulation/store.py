@@ -297,6 +297,8 @@ class SimulatedTaskStore:
                 continue
             met = session.store._decide(coming.arrival, coming.delivery)
             adoption, session.shim.adoption = session.shim.adoption, None
+            if met is not None:
+                session.world.done[type(met.decision).__name__.lower()] += 1
             decided.append((met, adoption))
         return decided
 
@@ -314,12 +316,15 @@ class SimulatedTaskStore:
 
     def _record(self, batch: Sequence[Ending]) -> list[Outcome | Locked | None]:
         session = self._session
-        return [
-            Locked()
-            if session.process.faults.strikes("row_locked")
-            else at_once(session.store.record(ending.claim, ending.outcome))
-            for ending in batch
-        ]
+        recorded: list[Outcome | Locked | None] = []
+        for ending in batch:
+            if session.process.faults.strikes("row_locked"):
+                recorded.append(Locked())
+                continue
+            outcome = at_once(session.store.record(ending.claim, ending.outcome))
+            session.world.done["recorded" if outcome is not None else "fenced"] += 1
+            recorded.append(outcome)
+        return recorded
 
 
 class SimulatedTransactions:
@@ -373,6 +378,7 @@ class SimulatedTransaction:
         store, claim, database = self._link.store, self._claim, self._link.database
         row = store._running(claim.key, claim.epoch)
         if row is None:
+            self._link.world.done["transaction_fenced"] += 1
             raise ClaimLostError("the attempt is not this worker's any more")
         if self._checkpoint is not None:
             row.checkpoint = self._checkpoint

@@ -41,7 +41,8 @@ class Planned:
 
 
 def _task(random: Random, name: str, payload: Payload) -> tuple[str, Payload]:
-    return name, {"seconds": round(random.choice((0.0, 0.0, 0.05, 0.5, 2.0)) * random.random(), 3), **payload}
+    longest = random.choice((0.0, 0.0, 0.05, 0.5, 2.0, 10.0))
+    return name, {"seconds": round(longest * random.random(), 3), **payload}
 
 
 # How often each kind of task is drawn, and its payload.
@@ -65,10 +66,12 @@ KINDS: list[tuple[int, Callable[[Random], tuple[str, Payload]]]] = [
 def draw_workload(random: Random, *, messages: int, seconds: float) -> list[Planned]:
     """Draw what is published within `seconds`."""
     planned: list[Planned] = []
+    bursts = [random.random() * seconds for _ in range(random.randint(1, 3))]
     for number in range(messages):
         kinds = random.choices([kind for _, kind in KINDS], [weight for weight, _ in KINDS])
         name, payload = kinds[0](random)
-        planned += _vary(random, _planned(random, number, name, payload, at=random.random() * seconds))
+        at = random.choice(bursts) if random.random() < 0.4 else random.random() * seconds
+        planned += _vary(random, _planned(random, number, name, payload, at=at))
     return sorted(planned, key=lambda each: (each.at, each.properties.message_id or "", each.body))
 
 

@@ -32,6 +32,7 @@ class World:
         self.recording = Recording(about=About(seed=seed, source="simulation", prefix=PREFIX))
         self.recording.about.has_one_order = True
         self.counts: Counter[str] = Counter()  # of what was broken, by kind
+        self.done: Counter[str] = Counter()  # by the daemons, by what they call it
         self.is_healed = False
         self.is_over = False
         self.last_progress = 0.0
