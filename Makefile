@@ -4,9 +4,14 @@ PYTHON ?=
 VENV_READY := .venv/.ready
 # more than there are cores: most of the long tests wait for a server or a clock
 WORKERS ?= 6
+# of `make chaos`; without a seed one is drawn and said
+MINUTES ?= 60
+MESSAGES ?= 100000
+FAULTS ?= 500
+SEED ?=
 export PYTHON
 
-.PHONY: help setup fmt check test demo bench bench-quick lock clean
+.PHONY: help setup fmt check test chaos demo bench bench-quick lock clean
 
 help: ## list the commands
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 12
@@ -29,6 +34,9 @@ check: setup ## formatting, lint, types, import direction
 
 test: setup ## the whole suite against a real RabbitMQ and Postgres; WORKERS=n, ARGS="-k name"
 	.venv/bin/python -m pytest -n $(WORKERS) --dist worksteal $(ARGS)
+
+chaos: setup ## break everything for an hour, and judge what became of each message; MINUTES=n MESSAGES=n FAULTS=n SEED=n
+	.venv/bin/python -m tests.faults --minutes $(MINUTES) --messages $(MESSAGES) --faults $(FAULTS) $(if $(SEED),--seed $(SEED)) $(ARGS)
 
 demo: setup ## see it work: servers, a worker, some 350 tasks
 	.venv/bin/python -m examples.demo
