@@ -290,7 +290,8 @@ def _take_over(row: Task, arrival: Arrival, now: datetime) -> Decision:
     if is_past(row.deadline_at, now):
         return _too_late()
     cannot_run_here = arrival.refusal is not None or arrival.poisoning is not None
-    if cannot_run_here or arrival.lane is Lane.BUSY:
+    # a second start: what is past its not-after waits for the rescuer, and expires when it comes back
+    if cannot_run_here or is_past(arrival.message.not_after, now) or arrival.lane is Lane.BUSY:
         return GivenBody()
     if arrival.lane is not Lane.HELD:
         return NeedsLane()

@@ -229,6 +229,9 @@ CASES = {
         CancelledBefore,
         Holder.DEAD,
     ),
+    "takeover, past its not-after": Case(
+        RUNNING, arrival(message(0, not_after=PAST)), GivenBody, Holder.DEAD
+    ),
     "takeover by who can't run it": Case(
         RUNNING, replace(arrival(), refusal=UNKNOWN), GivenBody, Holder.DEAD
     ),
