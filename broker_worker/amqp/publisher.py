@@ -14,7 +14,8 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 
@@ -37,6 +38,8 @@ UNCONFIRMED = 200  # at once, each of those begun and awaited; so trouble shows 
 LARGE_BODY = 1024 * 1024  # bytes from which on a body has another channel
 FRAME_OVERHEAD = 20  # bytes of a header frame around the properties
 MOST_CHANNELS = 300  # beside those in use; the broker grants 2047 by default
+PROBES = 5  # publishes at once to where the last one was not confirmed in time
+MOST_MUTE = 1000  # destinations remembered as such
 NO_DELAY = timedelta(0)
 COPY, DEAD_LETTER, REPLY, EVENT = Kind.COPY, Kind.DEAD_LETTER, Kind.REPLY, Kind.EVENT  # looked up once: slow
 REPAIR_INTERVAL = 1.0  # seconds between two repairs of the topology
@@ -74,6 +77,7 @@ class Publisher:
         self._is_ready = asyncio.Event()  # there is a connection, and the broker takes publishes over it
         self._repair_is_wanted = asyncio.Event()
         self._channels: dict[tuple[str, bool], _SharedChannel] = {}
+        self._probes_by_mute: dict[tuple[str, str], int] = {}  # under way, where nothing is confirmed
 
     async def run(self) -> None:
         """Keep the connection up until cancelled or closed."""
@@ -95,17 +99,20 @@ class Publisher:
         exchange, routing_key = self._destination(outgoing)
         is_unsent = True
         try:
-            with translated(_what(exchange, routing_key)):
+            with translated(_what(exchange, routing_key)), self._probing(exchange, routing_key):
                 async with asyncio.timeout(self._deadline), self._slots:
                     await self._is_ready.wait()
                     is_unsent = False
                     await self._publish(exchange, routing_key, properties, outgoing)
+            self._note_answer(exchange, routing_key)
         except PublishError as error:
             self._repair_after(error.__cause__, outgoing)
             raise
         except BrokerUnavailableError as error:
             if is_unsent:
                 raise UnsentError(f"{error}{self._obstacle()}") from error
+            if isinstance(error.__cause__, TimeoutError):
+                self._note_silence(exchange, routing_key)
             self._repair_after(error.__cause__, outgoing)
             raise PublishError(str(error)) from error
 
@@ -128,6 +135,7 @@ class Publisher:
             if (
                 shared is None
                 or channel is None
+                or self._destination_key(exchange, routing_key) in self._probes_by_mute
                 or len(properties.encoded) + FRAME_OVERHEAD > connection.wire.connection_tune.frame_max
             ):
                 return False
@@ -155,6 +163,10 @@ class Publisher:
         begun = self._begun.pop(confirmed)
         begun.shared.users -= 1
         error = confirmed.exception()
+        if error is None:
+            self._note_answer(begun.exchange, begun.outgoing.routing_key)
+        elif isinstance(error, TimeoutError):
+            self._note_silence(begun.exchange, begun.outgoing.routing_key)
         begun.done(None if error is None else self._failure(begun, error))
 
     def _failure(self, begun: _Begun, error: BaseException) -> PublishError:
@@ -187,6 +199,42 @@ class Publisher:
             is_missing = outgoing.kind is COPY or outgoing.kind is DEAD_LETTER
         if is_missing and outgoing.kind is not EVENT:
             self._repair_is_wanted.set()
+
+    @contextmanager
+    def _probing(self, exchange: str, routing_key: str) -> Iterator[None]:
+        """Let few at once go where nothing is confirmed: they would take all the room there is.
+
+        A quorum queue without a leader takes messages and never answers.
+        """
+        key, probes = self._destination_key(exchange, routing_key), self._probes_by_mute
+        is_probe = key in probes
+        if is_probe:
+            if probes[key] >= PROBES:
+                raise PublishError(
+                    f"{_what(exchange, routing_key)}: nothing is confirmed there at the moment"
+                )
+            probes[key] += 1
+        try:
+            yield
+        finally:
+            if is_probe and key in probes:
+                probes[key] = max(probes[key] - 1, 0)
+
+    def _note_answer(self, exchange: str, routing_key: str) -> None:
+        if self._probes_by_mute:
+            self._probes_by_mute.pop(self._destination_key(exchange, routing_key), None)
+
+    def _note_silence(self, exchange: str, routing_key: str) -> None:
+        """Remember where a publish was not confirmed in time, over a connection that is well."""
+        if self._is_ready.is_set():
+            while len(self._probes_by_mute) >= MOST_MUTE:
+                self._probes_by_mute.pop(next(iter(self._probes_by_mute)))
+            self._probes_by_mute.setdefault(self._destination_key(exchange, routing_key), 0)
+
+    def _destination_key(self, exchange: str, routing_key: str) -> tuple[str, str]:
+        """Tell queues apart where one exchange leads to many: of ours one, and the default exchange."""
+        leads_to_many = exchange in ("", self._tasks_exchange)
+        return exchange, routing_key if leads_to_many else ""
 
     def _destination(self, outgoing: Outgoing) -> tuple[str, str]:
         kind = outgoing.kind
@@ -237,6 +285,7 @@ class Publisher:
 
     async def _serve(self, connection: Connection) -> None:
         self._channels = {}
+        self._probes_by_mute.clear()
         self._connection = connection
         self._is_ready.set()
         connection.on_blocked = self._note_blocked

@@ -18,6 +18,7 @@ from broker_worker.events import ConnectionChanged, TopologyRepaired
 from broker_worker.message import Properties
 from broker_worker.outgoing import Kind, Outgoing
 from tests.integration.amqp.conftest import Service
+from tests.integration.amqp.test_consuming import delete_queue
 from tests.support.management import Control
 from tests.support.services import Broker
 
@@ -222,6 +223,19 @@ async def test_a_channel_closed_for_a_missing_exchange_is_repaired(serve: Start,
     await service.publish(b"again", delay=1)
     assert [(await service.next()).body for _ in range(2)] == [b"before", b"again"]
     assert not any(isinstance(e, ConnectionChanged) and not e.is_up for e in service.events.seen)
+
+
+async def test_a_missing_delay_queue_is_repaired(serve: Start, broker: Broker) -> None:
+    service = serve()
+    await service.is_consuming()
+    await delete_queue(broker.url, service.topology.delay(SECOND))
+
+    with pytest.raises(PublishError, match="returned by the broker"):
+        await service.publish(b"returned", delay=1)
+
+    await service.events.until(lambda e: e == TopologyRepaired(f"queue {service.topology.delay(SECOND)}"))
+    await service.publish(b"again", delay=1)
+    assert (await service.next()).body == b"again"
 
 
 async def test_a_missing_exchange_harms_no_publish_to_another(serve: Start, broker: Broker) -> None:
