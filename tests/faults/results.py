@@ -1,10 +1,17 @@
-"""What a run comes to: figures for the file, and a table for people."""
+"""What a run comes to: figures for the file, and tables for people.
+
+`python -m tests.faults.results [FILE]` prints those of docs/reliability.md.
+"""
 
 from __future__ import annotations
 
+import json
+import sys
 from collections import defaultdict
+from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 from tests.faults.recovery import percentile, recoveries
@@ -90,3 +97,50 @@ def show(results: Results) -> str:
         *(f"  {'met   ' if is_met else 'MISSED'} {target}" for target, is_met in facts["targets"].items()),
     ]
     return "\n".join(lines) + "\n"
+
+
+LATEST = Path(__file__).parent / "results" / "latest.json"
+
+
+def tables(facts: dict[str, Any]) -> Iterator[str]:
+    """The last run, for the documentation."""
+    figures, recovery = facts["figures"], facts["recovery_s"]
+    publishes = ", ".join(f"{count} {kind}" for kind, count in figures["publishes"].items())
+    states = ", ".join(f"{count} {state}" for state, count in figures["states"].items())
+    violations = sum(found["violations"] for found in facts["violations"].values())
+    checked = sum(found["checked"] for found in facts["violations"].values())
+    yield from ("| | |", "|---|---|")
+    yield f"| begun, seed, minutes | {facts['at']}, {facts['seed']}, {facts['minutes']:g} |"
+    yield f"| publishes | {publishes} |"
+    yield f"| tasks in the end | {states} |"
+    yield f"| faults | {facts['faults']} of {sum(map(bool, facts['faults_by_kind'].values()))} kinds |"
+    yield f"| violations | {violations} in {checked} checks |"
+    yield f"| recovery, s | {', '.join(f'{name} {recovery[name]}' for name in SHARES)} |"
+    yield f"| quiet after the last fault, s | {facts['drained_after_s']} |"
+    yield f"| memory, MiB an hour | {facts['memory_mib_per_hour']} |"
+    yield f"| simulated seeds | {simulated(facts['simulation'])} |"
+    for target, is_met in facts["targets"].items():
+        yield f"| {target} | {'yes' if is_met else '**no**'} |"
+    yield ""
+    yield from ("| fault | done | recovery p95, s |", "|---|---|---|")
+    for kind, count in facts["faults_by_kind"].items():
+        shown = recovery["p95_by_kind"].get(kind)
+        yield f"| `{kind}` | {count} | {'' if shown is None else shown} |"
+    broken = {code: found["violations"] for code, found in facts["violations"].items() if found["violations"]}
+    if broken:
+        yield ""
+        yield f"Broken: {', '.join(f'{code} {count} times' for code, count in broken.items())}."
+
+
+def simulated(simulation: dict[str, Any] | None) -> str:
+    """How many seeds, and how many of them failed."""
+    if simulation is None:
+        return "none"
+    if "error" in simulation:
+        return str(simulation["error"])
+    return f"{simulation['seeds']}, {len(simulation['failing'])} failed"
+
+
+if __name__ == "__main__":
+    path = Path(sys.argv[1]) if len(sys.argv) > 1 else LATEST
+    sys.stdout.write("\n".join(tables(json.loads(path.read_text()))) + "\n")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import sys
 import time
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
@@ -22,7 +23,7 @@ from tests.faults.postgres_wire import PostgresReader
 from tests.faults.proxy import Gate
 from tests.faults.records import About, Process, Recording, WorkerChange, dump_about, read
 from tests.faults.schedule import Planned
-from tests.faults.servers import NOT_NOW, VHOST, Servers, running_servers
+from tests.faults.servers import FAILED, VHOST, Servers, running_servers
 from tests.faults.verdict import Verdict
 from tests.faults.witness import Witness
 from tests.faults.workload import MAIN, RISKY, SIDE
@@ -146,13 +147,16 @@ async def through_all(world: World, plan: Plan) -> tuple[float, bool]:
         await asyncio.to_thread(declare, world.servers.call, VHOST, PREFIX)
         await asyncio.to_thread(world.servers.rabbitmq.flush)
         sampling = group.create_task(world.sample(SECONDS_BETWEEN_SAMPLES))
+        telling = group.create_task(tell(world))
         await world.start_publisher(seed=plan.seed, messages=plan.messages, seconds=plan.warm + plan.seconds)
         publishing = group.create_task(world.listen())
         await asyncio.sleep(plan.warm)
         await world.suffer(plan.faults, time.time())
+        await world.mend()
         healed_at = time.time()
         is_quiet = await becomes_quiet(world, publishing, plan.longest_drain)
-        sampling.cancel()
+        for watching in (sampling, telling):
+            watching.cancel()
         await asyncio.gather(*(place.stop() for place in world.places))
         for each in keeping:
             each.cancel()
@@ -169,12 +173,23 @@ async def becomes_quiet(world: World, publishing: asyncio.Task[None], seconds: f
                 equal = equal + 1 if await is_quiet_now(world) else 0
                 await asyncio.sleep(1.0)
     publishing.cancel()
-    world.note_queues(await exact_queues(world.servers))
+    with contextlib.suppress(*FAILED):
+        world.note_queues(await exact_queues(world.servers))
     return equal >= EQUAL_LOOKS
 
 
+async def tell(world: World) -> None:
+    """Say once a minute how far it is."""
+    began = time.monotonic()
+    while True:
+        await asyncio.sleep(60.0)
+        minutes, done = (time.monotonic() - began) / 60, sum(world.done.values())
+        sys.stdout.write(f"{minutes:3.0f} min: {done} faults done, {world.witness.seen} events seen\n")
+        sys.stdout.flush()
+
+
 async def is_quiet_now(world: World) -> bool:
-    with contextlib.suppress(*NOT_NOW):
+    with contextlib.suppress(*FAILED):
         async with world.servers.database() as connection:
             left = await connection.fetchval(
                 """SELECT (SELECT count(*) FROM broker_worker.tasks

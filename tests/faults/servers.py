@@ -7,10 +7,12 @@ import contextlib
 import json
 import os
 import signal
-from collections.abc import AsyncIterator
+import subprocess
+from collections.abc import AsyncIterator, Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
+from http.client import HTTPException
 from urllib.parse import quote
 
 import asyncpg
@@ -23,6 +25,8 @@ from tests.support.services import call_management, prepare_template, with_datab
 
 DATABASE, ROLE, VHOST = "app", "app", "chaos"
 NOT_NOW = (asyncpg.PostgresError, asyncpg.InterfaceError, OSError)
+FAILED = (*NOT_NOW, LocalServerError, subprocess.SubprocessError, HTTPException, ValueError)
+TRIES = 5  # a busy machine
 ALARM_ON, ALARM_OFF = "0.000001", "0.6"
 
 
@@ -84,19 +88,15 @@ class Servers:
         """Kill it, and start it again after a pause."""
         await asyncio.to_thread(self.rabbitmq.kill)
         await asyncio.sleep(pause)
-        await self._start_rabbitmq()
-
-    async def _start_rabbitmq(self) -> None:
-        try:
-            await asyncio.to_thread(self.rabbitmq.start)
-        except LocalServerError:  # a busy machine; once more
-            await asyncio.to_thread(self.rabbitmq.start)
+        await in_the_end(lambda: asyncio.to_thread(self.rabbitmq.start))
 
     async def restart_rabbitmq(self, pause: float) -> None:
         """Stop and start it within its virtual machine, as an operator does."""
-        await asyncio.to_thread(self.rabbitmq.ctl, "stop_app")
-        await asyncio.sleep(pause)
-        await asyncio.to_thread(self.rabbitmq.ctl, "start_app")
+        try:
+            await asyncio.to_thread(self.rabbitmq.ctl, "stop_app")
+            await asyncio.sleep(pause)
+        finally:
+            await in_the_end(lambda: asyncio.to_thread(self.rabbitmq.ctl, "start_app"))
 
     async def stop_rabbitmq(self, seconds: float) -> None:
         """Let it stand still, all of it."""
@@ -125,7 +125,13 @@ class Servers:
         try:
             await asyncio.sleep(seconds)
         finally:
-            await asyncio.to_thread(self.rabbitmq.ctl, "set_vm_memory_high_watermark", ALARM_OFF)
+            await self.no_alarm()
+
+    async def no_alarm(self) -> None:
+        """Have it know again how much memory it has."""
+        await in_the_end(
+            lambda: asyncio.to_thread(self.rabbitmq.ctl, "set_vm_memory_high_watermark", ALARM_OFF)
+        )
 
     async def queues(self) -> dict[str, tuple[int, int, int]]:
         """Ready, unacked and consumers of each queue."""
@@ -162,7 +168,7 @@ class Servers:
                 os.kill(pid, signal.SIGQUIT)
         await asyncio.to_thread(self.postgres.stop)
         await asyncio.sleep(pause)
-        await asyncio.to_thread(self.postgres.start)
+        await in_the_end(lambda: asyncio.to_thread(self.postgres.start))
 
     async def read_only(self, seconds: float) -> None:
         """Have it refuse writes, as the other side of a failover does."""
@@ -170,13 +176,29 @@ class Servers:
         try:
             await asyncio.sleep(seconds)
         finally:
-            await self._set_read_only("off")
+            await self.writable()
+
+    async def writable(self) -> None:
+        """Have it take writes again."""
+        await in_the_end(lambda: self._set_read_only("off"))
 
     async def _set_read_only(self, value: str) -> None:
         async with self.database() as connection:
             await connection.execute("SET default_transaction_read_only = off")
             await connection.execute(f"ALTER SYSTEM SET default_transaction_read_only = {value}")
             await connection.execute("SELECT pg_reload_conf()")
+
+
+async def in_the_end(act: Callable[[], Awaitable[object]]) -> None:
+    """Do what a run can't go on without, trying again."""
+    for _ in range(TRIES - 1):
+        try:
+            await act()
+        except FAILED:
+            await asyncio.sleep(1.0)
+        else:
+            return
+    await act()
 
 
 async def stand_still(pids: list[int], seconds: float) -> None:
