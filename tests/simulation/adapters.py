@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from broker_worker.amqp.consumer import Subscription
 from broker_worker.amqp.topology import choose_rung
@@ -121,7 +121,7 @@ class SimulatedConsumption:
         self,
         process: SimulatedProcess,
         subscriptions: Sequence[Subscription],
-        on_delivery: Callable[[SimulatedDelivery], None],
+        on_delivery: Callable[[Any], None],  # of a delivery, by shape
     ) -> None:
         self._process = process
         self._link = SimulatedLink(process)
@@ -150,6 +150,9 @@ class SimulatedConsumption:
     @property
     def all_consuming(self) -> bool:
         return all(map(self.is_consuming, self._consumers))
+
+    def states(self) -> dict[str, bool]:
+        return {queue: self.is_consuming(queue) for queue in self._consumers}
 
     def idle_since(self, queue: str) -> float | None:
         return self._consumers[queue].idle_since

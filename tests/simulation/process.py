@@ -6,7 +6,7 @@ simulated, too.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from contextvars import copy_context
 from dataclasses import replace
@@ -18,7 +18,7 @@ from uuid import UUID
 
 from broker_worker import app
 from broker_worker.amqp.consumer import Subscription
-from broker_worker.errors import UnavailableError
+from broker_worker.errors import BrokerUnavailableError, UnavailableError
 from broker_worker.events import (
     AttemptFinished,
     DeliverySettled,
@@ -28,30 +28,65 @@ from broker_worker.events import (
     ServiceWorked,
 )
 from broker_worker.registry import Registry
-from broker_worker.services.relay import Relay
 from broker_worker.settings import Settings
-from broker_worker.worker.intake import Intake
 from tests.faults.records import Process
 from tests.simulation import store
-from tests.simulation.adapters import SimulatedConsumption, SimulatedDelivery, SimulatedPublisher
+from tests.simulation.adapters import SimulatedConsumption, SimulatedPublisher
 from tests.simulation.broker import Broker, Connection
 from tests.simulation.database import SimulatedDatabase
 from tests.simulation.faults import Faults
 from tests.simulation.loop import LIFE, Life
 from tests.simulation.world import ProcessClock, World
 
-REPLACED = {
+UNSIMULATED = frozenset({"pruner", "sampler", "collector", "summary"})  # services that move no task
+TOO_MANY_LEFT = "too many handlers"  # that could not be ended: a reason to end of the daemon's own
+EXPECTED = (UnavailableError,)  # what a service's turn may fail with while servers are away
+
+
+def _this() -> SimulatedProcess:
+    """The process that runs now."""
+    process = LIFE.get()
+    assert isinstance(process, SimulatedProcess)
+    return process
+
+
+class _Database:
+    """Stands for the class `Database`."""
+
+    @staticmethod
+    def open(*_: object, **__: object) -> store.Session:
+        return _this().session
+
+
+def _consumption(_: object, __: object, subscriptions: Sequence[Subscription], **rest: Any) -> object:  # noqa: ANN401 - of the real one's arguments
+    return SimulatedConsumption(_this(), subscriptions, rest["on_delivery"])
+
+
+def _clock() -> ProcessClock:
+    return _this().clock
+
+
+def _worker() -> UUID:
+    return _this().worker
+
+
+REPLACED: dict[str, Callable[..., object]] = {
+    "Database": _Database,
     "TaskStore": store.SimulatedTaskStore,
     "Transactions": store.SimulatedTransactions,
+    "OutboxStore": store.SimulatedOutbox,
+    "WorkerStore": store.SimulatedWorkers,
     "RescueStore": store.SimulatedRescues,
     "LetterStore": store.SimulatedLetters,
     "CheckpointStore": store.SimulatedCheckpoints,
     "ProgressStore": store.SimulatedProgress,
     "CancelStore": store.SimulatedCancels,
+    "Link": lambda *_, **__: None,
+    "Publisher": lambda *_, **__: SimulatedPublisher(_this()),
+    "Consumption": _consumption,
+    "SystemClock": _clock,
+    "uuid4": _worker,
 }
-UNSIMULATED = frozenset({"pruner", "sampler", "collector", "summary"})  # services that move no task
-TOO_MANY_LEFT = "too many handlers"  # that could not be ended: a reason to end of the daemon's own
-EXPECTED = (UnavailableError,)  # what a service's turn may fail with while servers are away
 
 
 @contextmanager
@@ -73,36 +108,19 @@ class SimulatedApp(app.App):
         services = [each for each in parts.services if _service_name(each) not in UNSIMULATED]
         self.daemon._parts = replace(parts, services=services)
 
-    def _build_stores(self) -> None:
-        process: Any = self.process
-        self.worker, self.name, self.clock = process.worker, process.name, process.clock
-        session: Any = store.Session(process, process.database)
-        self.database = self.beat_database = self.handlers_database = session
-        outbox: Any = store.SimulatedOutbox(session, worker=self.worker)
-        workers: Any = store.SimulatedWorkers(session, worker=self.worker)
-        self.outbox, self.workers = outbox, workers
-        process.session = session
-
-    def _build_broker(self) -> None:
-        publisher: Any = SimulatedPublisher(self.process)
-        self.topology = self.process.broker.topology
-        self.publisher = publisher
-        self.relay = Relay(self.outbox, self.publisher, emit=self.emit)
-
     @property
     def consumptions(self) -> list[SimulatedConsumption]:
         found: Any = self.daemon._parts.consumptions
         return list(found)
 
-    def _consumption(self, name: str, queues: list[Subscription], intake: Intake) -> Any:  # noqa: ANN401 - a Consumption by shape
-        def take(delivery: SimulatedDelivery) -> None:
-            intake.take(delivery)
-
-        return SimulatedConsumption(self.process, queues, take)
-
     async def _prepare(self) -> None:
         await self.resources.open()
-        await self.workers.register(name=self.name, release="0")
+        await self.workers.register(name=self.process.name, release="0")
+
+    async def _reach_afresh(self) -> None:
+        await self.process.session.call("ping", lambda: None)
+        if not self.process.broker.is_up:
+            raise BrokerUnavailableError("connection refused")
 
     def end(self) -> None:
         """Let go of what only a real process has."""
@@ -160,13 +178,13 @@ class SimulatedProcess(Life):
         self.database = database
         self.settings = settings
         self.registry = registry
-        self.worker = UUID(int=world.random.getrandbits(128), version=4)
+        self.worker: UUID = UUID(int=world.random.getrandbits(128), version=4)
         skew = world.random.choice((0, 0, 0, -3600, 3600, 90, -7))
-        self.clock = ProcessClock(world, timedelta(seconds=skew))
+        self.clock: ProcessClock = ProcessClock(world, timedelta(seconds=skew))
         self.context = copy_context()
         self.context.run(LIFE.set, self)
         self.connections: list[Connection] = []
-        self.session: store.Session | None = None
+        self.session = store.Session(self, database)
         self.app: SimulatedApp | None = None
         self.exit_code: int | None = None
         self.is_ending = False
