@@ -30,6 +30,7 @@ from broker_worker.handler import Way
 from broker_worker.loading import load_registries
 from broker_worker.observation import Observation
 from broker_worker.ports import Delivery
+from broker_worker.ports import Publisher as PublisherPort
 from broker_worker.registry import Registry
 from broker_worker.services.cancels import INTERVAL as CANCELS_INTERVAL
 from broker_worker.services.cancels import Cancels
@@ -46,6 +47,7 @@ from broker_worker.services.relay import Relay
 from broker_worker.services.rescuer import INTERVAL as RESCUE_INTERVAL
 from broker_worker.services.rescuer import Rescuer
 from broker_worker.settings import DeadLetters, Settings, StorePayloads
+from broker_worker.signing import Keyring, Signatures
 from broker_worker.store.cancels import CancelStore
 from broker_worker.store.checkpoints import CheckpointStore
 from broker_worker.store.completion import completion
@@ -71,6 +73,7 @@ from broker_worker.worker.processes import ProcessPool
 from broker_worker.worker.processor import Processor, Rules
 from broker_worker.worker.resources import Resources
 from broker_worker.worker.runs import Runs
+from broker_worker.worker.signed_publisher import SignedPublisher
 from broker_worker.worker.slots import Slots
 
 FAILPOINT = "BROKER_WORKER_FAILPOINT"
@@ -135,7 +138,14 @@ class App:
         self.publisher = Publisher(
             self._link("publish"), self.topology, emit=self.emit, declare=declare_missing
         )
-        self.relay = Relay(self.outbox, self.publisher, emit=self.emit)
+        self.outlet: PublisherPort = self.publisher
+        self.signatures: Signatures | None = None
+        if settings.signing_keys.is_set:
+            keyring = Keyring(settings.signing_keys.reveal)
+            self.outlet = SignedPublisher(self.publisher, keyring)
+            if settings.require_signatures:
+                self.signatures = Signatures(keyring, settings.require_signatures)
+        self.relay = Relay(self.outbox, self.outlet, emit=self.emit)
         self._declare_missing: Declare | None = declare_missing
 
     def _build_core(self) -> None:
@@ -182,9 +192,15 @@ class App:
         )
         self.processor = Processor(
             registry=self.registry,
-            rules=Rules(self.limits, settings.max_body_bytes, tuple(settings.queues), settings.reply_to),
+            rules=Rules(
+                self.limits,
+                settings.max_body_bytes,
+                tuple(settings.queues),
+                settings.reply_to,
+                self.signatures,
+            ),
             tasks=self.tasks,
-            publisher=self.publisher,
+            publisher=self.outlet,
             executor=self.executor,
             runs=self.runs,
             clock=self.clock,
@@ -360,21 +376,23 @@ class App:
 
     def _work_queues(self) -> list[Subscription]:
         return [
-            Subscription(queue, self.topology.work_queue(queue), concurrency)
+            Subscription(
+                queue, self.topology.work_queue(queue), concurrency, largest=self.settings.max_body_bytes
+            )
             for queue, concurrency in self.settings.queues.items()
         ]
 
     def _letter_queues(self) -> list[Subscription]:
         """The queues of last resort that this service empties into its database."""
-        queues = []
+        queues, largest = [], self.settings.max_body_bytes
         if self.settings.dead_letters is DeadLetters.DATABASE:
             queues += [
-                Subscription(dead_queue, dead_queue, LETTER_PREFETCH)
+                Subscription(dead_queue, dead_queue, LETTER_PREFETCH, largest=largest)
                 for dead_queue in map(self.topology.dead_queue, self.settings.queues)
             ]
         if self.settings.unroutable:
             unroutable = self.topology.unroutable
-            queues.append(Subscription(unroutable, unroutable, LETTER_PREFETCH))
+            queues.append(Subscription(unroutable, unroutable, LETTER_PREFETCH, largest=largest))
         return queues
 
     def _letter_reader(self) -> LetterReader:

@@ -27,14 +27,14 @@ class Observation:
 
     def __init__(self, settings: Settings, *, names: Collection[str]) -> None:
         """`names` are the registered tasks: no other name becomes a label."""
-        secrets = (settings.amqp_url, settings.database_url, settings.database_direct_url)
+        urls = (settings.amqp_url, settings.database_url, settings.database_direct_url)
         redactor = configure(
             settings.log_level,
             log_format=settings.log_format,
             stream=sys.stdout,
             task_fields=_task_fields,
         )
-        for secret in secrets:
+        for secret in (*urls, settings.signing_keys):
             secret.follow(redactor.learn)
         self.conceal = redactor.outcome
         self.metrics = MetricsSubscriber(names=names, queues=tuple(settings.queues))

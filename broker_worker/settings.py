@@ -38,6 +38,7 @@ from broker_worker.notation import (
 )
 from broker_worker.retry import RetryPolicy
 from broker_worker.secret import Complain, Secret
+from broker_worker.signing import ALLOWED_KEYS, complaint_about_keys
 
 VARIABLES = "BROKER_WORKER_"
 NOT_OURS = re.compile(  # Kubernetes injects the first three for a Service called broker-worker
@@ -49,6 +50,7 @@ SCHEMES_BY_SECRET = {
     "database_url": POSTGRES,
     "database_direct_url": POSTGRES,
 }
+SECRETS = (*SCHEMES_BY_SECRET, "signing_keys")
 MAX_SHOWN = 80  # characters of a wrong value
 MODULE = r"[^\W\d]\w*(\.[^\W\d]\w*)*"
 MILLISECOND, SECOND = timedelta(milliseconds=1), timedelta(seconds=1)
@@ -195,6 +197,16 @@ class Settings(BaseSettings):
         several(r"[^\0,]{1,255}", "queue names or patterns like reply.*, separated by commas"),
     ] = Field((), description="queues that a publisher may have the outcome sent to")
 
+    # signatures
+    signing_keys: Secret = Field(
+        Secret(f"{VARIABLES}SIGNING_KEYS"),
+        description="keys by which messages are signed; the first one signs, each one verifies",
+    )
+    require_signatures: Annotated[
+        tuple[str, ...],
+        several(r"[^\0,]{1,255}", "queue names or patterns like pay*, separated by commas; * is every queue"),
+    ] = Field((), description="queues whose messages have to be signed")
+
     # what is shown
     http_bind: Annotated[Address | None, ADDRESS] = Field(
         Address("0.0.0.0", 8080),  # noqa: S104 - probes come from outside the container
@@ -233,7 +245,7 @@ class Settings(BaseSettings):
         given = {name: text for name in _names() if (text := _given(name, environ)) is not None}
         problems = [*_unknown(environ), *_missing(environ, needs)]
         values: dict[str, object] = dict(given)
-        for name in SCHEMES_BY_SECRET:
+        for name in SECRETS:
             try:
                 values[name] = Secret.read(
                     _variable(name), environ, complain=_complaint_about(name, given, environ)
@@ -264,6 +276,14 @@ class Settings(BaseSettings):
             )
         return self
 
+    @model_validator(mode="after")
+    def _signatures_can_be_verified(self) -> Self:
+        if self.require_signatures and not self.signing_keys.is_set:
+            raise ValueError(
+                f"{_variable('require_signatures')} needs {_variable('signing_keys')} to verify them by"
+            )
+        return self
+
 
 def example() -> str:
     """Write every setting as an environment file, commented out except the required ones."""
@@ -279,18 +299,19 @@ def _example_lines() -> Iterator[str]:
     for name, field in Settings.model_fields.items():
         yield f"# {field.description}."
         yield f"# Allowed: {_allowed(name)}."
-        if name in SCHEMES_BY_SECRET:
-            yield f"# Or {_variable(name)}_FILE, a file that is read again at every connect."
+        if name in SECRETS:
+            when = "at every connect" if name in SCHEMES_BY_SECRET else "every ten seconds"
+            yield f"# Or {_variable(name)}_FILE, a file that is read again {when}."
         if name in required:
             yield f"{_variable(name)}={required[name]}"
         else:
-            default = "" if name in SCHEMES_BY_SECRET else _notation(name).show(field.default)
+            default = "" if name in SECRETS else _notation(name).show(field.default)
             yield f"#{_variable(name)}={default}"
         yield ""
 
 
 def _names() -> list[str]:
-    return [name for name in Settings.model_fields if name not in SCHEMES_BY_SECRET]
+    return [name for name in Settings.model_fields if name not in SECRETS]
 
 
 def _variable(name: str) -> str:
@@ -304,12 +325,16 @@ def _notation(name: str) -> Notation:
 
 
 def _allowed(name: str) -> str:
+    if name == "signing_keys":
+        return ALLOWED_KEYS
     schemes = SCHEMES_BY_SECRET.get(name)
     return f"a URL that begins with {' or '.join(schemes)}" if schemes else _notation(name).allowed
 
 
 def _complaint_about(name: str, given: Mapping[str, str], environ: Mapping[str, str]) -> Complain:
-    """Judge a URL by its scheme, and by whether others could read along or answer."""
+    """Judge a URL by its scheme, and by whether others could read along or answer; keys by their form."""
+    if name not in SCHEMES_BY_SECRET:
+        return complaint_about_keys
     weakness_of: Callable[[str], str | None] = amqp_weakness
     if SCHEMES_BY_SECRET[name] is POSTGRES:
         weakness_of = partial(postgres_weakness, environ=environ)
@@ -341,7 +366,7 @@ def _given(name: str, environ: Mapping[str, str]) -> str | None:
 def _unknown(environ: Mapping[str, str]) -> Iterator[str]:
     """Name what nobody reads. The values stay unsaid: a misspelt variable may well hold a secret."""
     known = [_variable(name) for name in Settings.model_fields]
-    known += [f"{_variable(name)}_FILE" for name in SCHEMES_BY_SECRET]
+    known += [f"{_variable(name)}_FILE" for name in SECRETS]
     for variable in sorted(environ):
         if variable.startswith(VARIABLES) and variable not in known and not NOT_OURS.fullmatch(variable):
             close = difflib.get_close_matches(variable, known, n=1, cutoff=0.8)
@@ -350,7 +375,7 @@ def _unknown(environ: Mapping[str, str]) -> Iterator[str]:
 
 def _missing(environ: Mapping[str, str], needs: Collection[str]) -> Iterator[str]:
     for name in needs:
-        alternatives = [_variable(name)] + ([f"{_variable(name)}_FILE"] if name in SCHEMES_BY_SECRET else [])
+        alternatives = [_variable(name)] + ([f"{_variable(name)}_FILE"] if name in SECRETS else [])
         if not any(environ.get(variable, "").strip() for variable in alternatives):
             yield f"{' or '.join(alternatives)}: not set, but required; allowed is {_allowed(name)}"
 

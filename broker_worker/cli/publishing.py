@@ -22,6 +22,7 @@ from broker_worker.message import TaskId
 
 if TYPE_CHECKING:
     from broker_worker.outgoing import Outgoing
+    from broker_worker.secret import Secret
     from broker_worker.settings import Settings
 
 
@@ -75,7 +76,11 @@ def publish(
     queue = queue or _only_queue(settings)
     task_id = id_ or uuid4().hex
     outgoing = _outgoing(
-        TaskId(queue, name, task_id), _read_body(data), _headers(header or ()), (deliver_at, not_after)
+        TaskId(queue, name, task_id),
+        _read_body(data),
+        _headers(header or ()),
+        (deliver_at, not_after),
+        keys=settings.signing_keys,
     )
     asyncio.run(_publish(settings, outgoing))
     published = Published(task_id, name, queue)
@@ -129,8 +134,11 @@ def _outgoing(
     body: bytes,
     headers: dict[str, object],
     times: tuple[datetime | None, datetime | None],
+    *,
+    keys: Secret,
 ) -> Outgoing:
     from broker_worker.client.publishing import task_outgoing
+    from broker_worker.signing import Keyring
 
     deliver_at, not_after = times
     try:
@@ -142,6 +150,7 @@ def _outgoing(
             deliver_at=deliver_at,
             not_after=not_after,
             headers=headers,
+            keyring=Keyring(keys.reveal) if keys.is_set else None,
         )
     except ValueError as error:
         raise ConfigurationError(str(error)) from error

@@ -32,6 +32,7 @@ from broker_worker.registry import Registry
 from broker_worker.secret import Secret
 from broker_worker.sending import PayloadError, write_payload
 from broker_worker.settings import Settings
+from broker_worker.signing import Keyring
 from broker_worker.store.interventions import cancel_task
 from broker_worker.store.queries import TaskLookup
 from broker_worker.store.status import TaskStatus
@@ -57,6 +58,7 @@ class Client:
         registry: Registry | None = None,
         queue: str | None = None,
         publish_timeout: timedelta | float = 30.0,
+        signing_keys: str | Secret | None = None,
     ) -> None:
         """Prepare; `publish` needs the `amqp_url`, everything else the `database_url`.
 
@@ -69,10 +71,13 @@ class Client:
             registry: where handlers that are published have their names.
             queue: where tasks go that name none; `default` if not given.
             publish_timeout: for one publish, the wait for a connection included; seconds or timedelta.
+            signing_keys: as BROKER_WORKER_SIGNING_KEYS; with it, tasks are signed by the first one.
         """
         self._amqp_url = _secret(amqp_url, "amqp_url")
         self._database_url = _secret(database_url, "database_url")
         self._direct_url = _secret(direct_url, "direct_url")
+        keys = _secret(signing_keys, "signing_keys")
+        self._keyring = Keyring(keys.reveal) if keys.is_set else None
         self._registry = registry
         self._queue = queue or "default"
         self._publishing = Publishing(
@@ -271,6 +276,7 @@ class Client:
             not_after=None if not_after is None else _moment(not_after, now),
             headers=headers,
             correlation_id=correlation_id,
+            keyring=self._keyring,
         )
         return outgoing, identity.id
 
@@ -312,6 +318,7 @@ def environment_options(
         schema=settings.database_schema,
         registry=registry,
         queue=queue or only,
+        signing_keys=settings.signing_keys,
     )
 
 

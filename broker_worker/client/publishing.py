@@ -25,6 +25,7 @@ from broker_worker.message import (
     decode,
 )
 from broker_worker.outgoing import Kind, Outgoing
+from broker_worker.signing import Keyring, signed
 
 OURS = ("x-", "bw-")
 ROUTING = frozenset({"cc", "bcc", NOT_AFTER, DELIVER_AT})
@@ -153,8 +154,9 @@ def task_outgoing(
     not_after: datetime | None = None,
     headers: Mapping[str, object] | None = None,
     correlation_id: str | None = None,
+    keyring: Keyring | None = None,
 ) -> Outgoing:
-    """Build the publish of a new task.
+    """Build the publish of a new task, signed if there is a `keyring`.
 
     Raises:
         ValueError: it would break the message contract; the text says where.
@@ -178,7 +180,8 @@ def task_outgoing(
         case Unidentified():
             raise ValueError("the task id is empty")
         case Message():
-            return Outgoing(Kind.COPY, task.queue, properties, body)
+            outgoing = Outgoing(Kind.COPY, task.queue, properties, body)
+            return outgoing if keyring is None else signed(outgoing, keyring)
 
 
 def check_header(name: str) -> None:

@@ -53,6 +53,7 @@ class ClientOptions(TypedDict, total=False):
     registry: Registry | None
     queue: str | None
     publish_timeout: timedelta | float
+    signing_keys: str | Secret | None
 
 
 class PublishOptions(TypedDict, total=False):

@@ -26,6 +26,7 @@ from broker_worker.payload import Arguments
 from broker_worker.ports import Clock, Delivery, Publisher, TaskStore
 from broker_worker.registry import Registry
 from broker_worker.reply import is_allowed
+from broker_worker.signing import Signatures
 from broker_worker.step import Claim
 from broker_worker.task import (
     Adopted,
@@ -61,6 +62,7 @@ class Rules:
     max_body_bytes: int
     queues: Collection[str]
     reply_to: Sequence[str]  # names or patterns of queues that replies may go to
+    signatures: Signatures | None = None  # where there are queues that ask for them
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +113,10 @@ class Processor:
         claim stays in `runs`; whoever cancelled releases it.
         """
         message = self._decode(delivery)
+        if self._rules.signatures is not None:
+            received = delivery.queue, delivery.properties, delivery.body
+            if (doubtful := self._rules.signatures.doubt(received, message)) is not None:
+                return await self._bury(delivery, doubtful)
         if isinstance(message, Unidentified):
             return await self._stamp(delivery, message)
         if isinstance(message, Undecodable) and message.message is None:
@@ -170,6 +176,7 @@ class Processor:
             queue=delivery.queue,
             reason=message.reason,
             failure=message.failure,
+            task=message.message.task if message.message is not None else None,
         )
         patience = Patience(self._clock, self._random)
         while delivery.is_alive:

@@ -12,6 +12,7 @@ from broker_worker.errors import ConfigurationError
 from broker_worker.notation import Address, parse_duration, parse_size, show_duration, show_size
 from broker_worker.settings import DeadLetters, LogLevel, Settings, example
 
+SECRET = ("amqp_url", "database_url", "database_direct_url", "signing_keys")
 EXAMPLE = Path(__file__).parents[2] / "config" / "worker.env.example"
 
 
@@ -314,6 +315,32 @@ def test_a_file_whose_url_becomes_insecure_is_not_given_out_any_more(tmp_path: P
     assert "s3cret" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    "keys",
+    [
+        "no-id-in-this-one",
+        "id:short",
+        "a:0123456789abcdef,a:fedcba9876543210",
+        "a b:0123456789abcdef",
+        "a:0123456789abcdef,",
+    ],
+)
+def test_wrong_signing_keys_are_one_line_without_them(keys: str) -> None:
+    (line,) = problems(SIGNING_KEYS=keys)
+
+    assert line.startswith("BROKER_WORKER_SIGNING_KEYS: allowed is id:secret separated by commas")
+    assert keys not in line
+
+
+def test_signatures_can_not_be_required_without_a_key_to_verify_them_by() -> None:
+    assert problems(REQUIRE_SIGNATURES="*") == [
+        "BROKER_WORKER_REQUIRE_SIGNATURES needs BROKER_WORKER_SIGNING_KEYS to verify them by"
+    ]
+    assert Settings.load(
+        variables(REQUIRE_SIGNATURES="pay*,email", SIGNING_KEYS="2026a:correct-horse-battery")
+    ).require_signatures == ("pay*", "email")
+
+
 def test_whoever_follows_a_secret_hears_of_each_new_one(tmp_path: Path) -> None:
     path = tmp_path / "url"
     path.write_text("amqp://localhost/old")
@@ -355,6 +382,6 @@ def test_the_example_file_can_be_used_as_it_is() -> None:
 
     settings = Settings.load(given, needs=["amqp_url", "database_url", "handlers"])
 
-    assert {name: v for name, v in settings if "url" not in name and name != "handlers"} == {
-        name: v for name, v in Settings.load({}) if "url" not in name and name != "handlers"
+    assert {name: v for name, v in settings if name not in SECRET and name != "handlers"} == {
+        name: v for name, v in Settings.load({}) if name not in SECRET and name != "handlers"
     }
