@@ -40,7 +40,7 @@ def _ignore_returns(note: Callable[..., None]) -> Callable[..., None]:
     return mutated
 
 
-def _keep_all_headers(headers: Mapping[str, object]) -> dict[str, Scalar]:
+def keep_all_headers(headers: Mapping[str, object]) -> dict[str, Scalar]:
     own = publisher_headers(headers)
     return own | {
         name: value for name, value in headers.items() if name.startswith("x-") and isinstance(value, Scalar)
@@ -90,7 +90,7 @@ MUTANTS = (
         "headers of the broker are copied",
         "a copy carries on what the broker wrote into the headers, by which it drops cycles",
         "I16",
-        function(publisher_headers, _keep_all_headers),
+        function(publisher_headers, keep_all_headers),
     ),
     Mutant(
         "dead without a letter",
