@@ -409,7 +409,14 @@ class App:
         )
 
     def _intake(self, name: str, process: Callable[[Delivery], Awaitable[None]]) -> Intake:
-        return Intake(process, name=name, clock=self.clock, random=random.random, emit=self.emit)
+        return Intake(
+            process,
+            start_over=self.runs.abandon,
+            name=name,
+            clock=self.clock,
+            random=random.random,
+            emit=self.emit,
+        )
 
     def _consumption(self, name: str, queues: list[Subscription], intake: Intake) -> Consumption:
         def take(delivery: AmqpDelivery) -> None:

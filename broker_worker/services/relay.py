@@ -54,10 +54,13 @@ class Relay:
     async def run(self) -> None:
         """Publish and settle until cancelled."""
         async with asyncio.TaskGroup() as publishes:
-            publishes.create_task(self._settle())
+            settling = publishes.create_task(self._settle())
+            settling.add_done_callback(lambda _: self._work.set())
             while True:
                 await self._work.wait()
                 self._work.clear()
+                if settling.done():
+                    raise RuntimeError("what the broker confirms is not deleted any more")
                 while self._waiting and self._publishing < IN_FLIGHT:
                     owed = self._waiting.popleft()
                     self._publishing += 1  # here, so that `drain` sees it before a task begins

@@ -47,11 +47,14 @@ class TaskStore:
         self._others = GroupCommit(outcomes.commit_others, key=lambda item: item.claim.key)
 
     async def run(self) -> None:
-        """Commit what is written until cancelled."""
+        """Commit what is written until cancelled; with one of the three gone, the others end as well."""
         async with asyncio.TaskGroup() as writers:
-            writers.create_task(self._arrivals.run())
-            writers.create_task(self._successes.run())
-            writers.create_task(self._others.run())
+            running = [
+                writers.create_task(commits.run())
+                for commits in (self._arrivals, self._successes, self._others)
+            ]
+            await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
+            raise RuntimeError("nothing is committed any more")
 
     async def settled(self) -> None:
         """Return once nothing is on its way to the database, and memory knows every claim."""

@@ -131,6 +131,7 @@ class HarnessWorker:
             slots = Slots(concurrency, on_lost=partial(self._lose_slots, queue))
             intake = Intake(
                 partial(self.processor.process, slots=slots),
+                start_over=self.runs.abandon,
                 name="work",
                 clock=self.clock,
                 random=self._draw,

@@ -192,7 +192,7 @@ class Daemon:
                 serving = [services.create_task(self._guarded(job)) for job in jobs]
                 self._emit(LifecycleChanged("serving"))
                 await self._signals.stop.wait()
-                await self._wind_down()
+                await self._end()
                 for task in serving:
                     task.cancel()
             for task in writing:
@@ -202,9 +202,24 @@ class Daemon:
         """Run a part of the daemon; if it fails, all stop in their order and `run` raises the error."""
         try:
             await job()
+        except asyncio.CancelledError:
+            if self._signals.stop.is_set():
+                raise
+            self._signals.fail("a part of the worker was cancelled, and not by the worker")
         except Exception as error:  # noqa: BLE001 - handed to `run`, which raises it
             self._fault = self._fault or error
             self._signals.fail(f"{type(error).__name__}: {error}")
+
+    async def _end(self) -> None:
+        """Wind down; what that leaves undone if it fails half way is done by other workers."""
+        try:
+            await self._wind_down()
+        except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001 - the rest of the end is to come
+            self._emit(LifecycleChanged("cut_short", f"{type(error).__name__}: {error}"))
+            self._signals.exit_code = 1
+        finally:
+            for intake in self._parts.intakes:
+                intake.abandon()
 
     async def _wind_down(self) -> None:
         """Stop consuming, drain, release, publish the rest, say goodbye."""

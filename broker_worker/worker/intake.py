@@ -24,19 +24,25 @@ class Intake:
         self,
         process: Callable[[Delivery], Awaitable[None]],
         *,
+        start_over: Callable[[Delivery], Delivery],
         name: str,
         clock: Clock,
         random: Callable[[], float],
         emit: Emit,
     ) -> None:
-        """Hand every delivery to `process`; `name` is what events call this intake."""
+        """Hand every delivery to `process`; `name` is what events call this intake.
+
+        `start_over` undoes what a failed `process` began, and says which delivery is now to be processed.
+        """
         self._process = process
+        self._start_over = start_over
         self._name = name
         self._clock = clock
         self._random = random
         self._emit = emit
         self._in_flight: set[asyncio.Task[None]] = set()
         self._is_open = True
+        self._is_cut = False
         self._loop: asyncio.AbstractEventLoop | None = None
 
     def take(self, delivery: Delivery) -> None:
@@ -65,22 +71,33 @@ class Intake:
 
     async def cut(self) -> int:
         """Cancel what is still in flight; the number that ignored it."""
-        left = set(self._in_flight)
-        for task in left:
-            task.cancel()
+        left = self.abandon()
         if left:
             await asyncio.wait(left, timeout=CANCEL_WAIT.total_seconds())
         return sum(not task.done() for task in left)
+
+    def abandon(self) -> set[asyncio.Task[None]]:
+        """Cancel what is still in flight, for good, and wait for none of it."""
+        self._is_open, self._is_cut = False, True
+        left = set(self._in_flight)
+        for task in left:
+            task.cancel()
+        return left
 
     async def _carry(self, delivery: Delivery) -> None:
         """Process a delivery; an error of ours is shown and tried again, and stops nothing else."""
         patience = Patience(self._clock, self._random)
         while True:
             try:
-                await self._process(delivery)
+                return await self._process(delivery)
+            except asyncio.CancelledError as error:
+                if self._is_cut or (task := asyncio.current_task()) is None:
+                    raise
+                task.uncancel()  # nobody of us wanted that: the delivery would lie here for ever
+                self._emit(ServiceFailed(self._name, error))
             except Exception as error:  # noqa: BLE001 - whatever it is, the other deliveries go on
                 self._emit(ServiceFailed(self._name, error))
-                await patience.pause()
-                if delivery.is_alive:
-                    continue
-            return
+            await patience.pause()
+            delivery = self._start_over(delivery)
+            if not delivery.is_alive:
+                return None

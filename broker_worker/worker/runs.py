@@ -20,6 +20,9 @@ class Run:
     delivery: Delivery
     outcome: Outcome | None = None  # what the handler led to, while it is not recorded yet
     stop: Stop = field(default_factory=Stop)
+    lost: tuple[
+        Delivery, ...
+    ] = ()  # that others took the place of; the first of them is the one that claimed
 
 
 class Runs:
@@ -47,8 +50,20 @@ class Runs:
         run = self._run_by_claim.get((key, epoch))
         if run is None:
             return False
+        run.lost = (*run.lost, run.delivery)
         run.delivery = delivery
         return True
+
+    def abandon(self, delivery: Delivery) -> Delivery:
+        """Forget the run that began with `delivery`, after an error of ours; what is to be processed now.
+
+        Its row still says that it runs here: whatever arrives for it then resumes it under the same claim.
+        """
+        for key, run in self._run_by_claim.items():
+            if any(each is delivery for each in (*run.lost, run.delivery)):
+                del self._run_by_claim[key]
+                return run.delivery
+        return delivery
 
     def stop_of(self, claim: Claim) -> Stop:
         """How this run is asked to end."""

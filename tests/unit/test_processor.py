@@ -99,6 +99,7 @@ class World:
         self.slots = Slots(self.concurrency, on_lost=self.on_lost)
         self.intake = Intake(
             lambda delivery: self.processor.process(delivery, self.slots),
+            start_over=self.runs.abandon,
             name="work",
             clock=self.clock,
             random=draws.random,
@@ -375,3 +376,35 @@ async def test_an_error_whose_policy_allows_more_attempts_than_the_task_gets_the
 
     assert here.state("call", "t-1") is TaskState.SUCCEEDED
     assert here.database.tasks[TaskId("default", "call", "t-1")].result == "4"
+
+
+@pytest.mark.parametrize(
+    "error", [RuntimeError("a bug"), asyncio.CancelledError()], ids=["raised", "cancelled"]
+)
+@pytest.mark.parametrize("step", ["_execute", "_record", "_ack"])
+@in_virtual_time
+async def test_after_an_error_of_ours_a_task_is_done_all_the_same_by_the_worker_that_claimed_it(
+    step: str, error: BaseException
+) -> None:
+    async def double(x: int) -> int:
+        return 2 * x
+
+    here = world(double=double)
+    whole, errors = getattr(here.processor, step), [error]
+
+    def fails_once(*arguments: object, **options: object) -> object:
+        if errors:
+            raise errors.pop()
+        return whole(*arguments, **options)
+
+    setattr(here.processor, step, fails_once)
+
+    async with here.working():
+        here.send("double", "t-1", {"x": 21})
+        await asyncio.sleep(10)
+
+        assert here.state("double", "t-1") is TaskState.SUCCEEDED
+        assert not here.channel.unsettled
+    row = here.database.tasks[TaskId("default", "double", "t-1")].task
+    assert row.attempt == 1
+    assert len(here.runs) == 0
