@@ -263,6 +263,7 @@ class App:
             publish_rest=self.relay.drain,
             leave=self.workers.leave,
             let_go=(self.processes.close, self.resources.close),
+            leave_at_once=partial(os._exit, 1),
             close=(
                 self.publisher.close,
                 self.handlers_database.close,

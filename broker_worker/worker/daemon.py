@@ -30,6 +30,7 @@ PUBLISH_WAIT = timedelta(seconds=2)  # for what is owed to be confirmed; the res
 GOODBYE_WAIT = timedelta(seconds=1)
 CLOSE_WAIT = timedelta(seconds=2)
 LET_GO_WAIT = timedelta(seconds=6)  # for handlers' resources and children, all together
+END_WAIT = timedelta(seconds=15)  # for all that follows the grace; then the process leaves as it is
 REPORT_INTERVAL = timedelta(minutes=1)  # between two lines about a database that is not there
 
 Job = Callable[[], Awaitable[None]]
@@ -88,6 +89,7 @@ class Parts:
     leave: Job
     close: Sequence[Job]
     let_go: Sequence[Job] = ()  # what handlers had, before the connections
+    leave_at_once: Callable[[], None] = lambda: None  # for an end that does not come to its end
 
 
 class Daemon:
@@ -186,6 +188,7 @@ class Daemon:
 
     async def _serve(self) -> None:
         async with asyncio.TaskGroup() as writers:
+            seeing = writers.create_task(self._see_to_the_end())
             writing = [writers.create_task(self._guarded(job)) for job in self._parts.writers]
             async with asyncio.TaskGroup() as services:
                 jobs = [*self._parts.services, *(each.run for each in self._parts.consumptions)]
@@ -197,6 +200,7 @@ class Daemon:
                     task.cancel()
             for task in writing:
                 task.cancel()
+            seeing.cancel()
 
     async def _guarded(self, job: Job) -> None:
         """Run a part of the daemon; if it fails, all stop in their order and `run` raises the error."""
@@ -209,6 +213,21 @@ class Daemon:
         except Exception as error:  # noqa: BLE001 - handed to `run`, which raises it
             self._fault = self._fault or error
             self._signals.fail(f"{type(error).__name__}: {error}")
+
+    async def _see_to_the_end(self) -> None:
+        """Once asked to stop, have the process leave when that takes too long: whatever hangs, hangs."""
+        await self._signals.stop.wait()
+        try:
+            async with asyncio.timeout(self._grace.total_seconds()):
+                await self._signals.hurry.wait()
+        except TimeoutError:
+            pass
+        finally:  # also when cancelled: what comes last may hang as well
+            asyncio.get_running_loop().call_later(END_WAIT.total_seconds(), self._leave_at_once)
+
+    def _leave_at_once(self) -> None:
+        self._emit(LifecycleChanged("cut_short", "the end did not come to its end"))
+        self._parts.leave_at_once()
 
     async def _end(self) -> None:
         """Wind down; what that leaves undone if it fails half way is done by other workers."""

@@ -18,6 +18,7 @@ from broker_worker.testing.clock import VirtualClock, in_virtual_time
 from broker_worker.testing.memory import MemoryStore
 from broker_worker.testing.tables import MemoryDatabase
 from broker_worker.worker.daemon import Daemon, Parts, Signals
+from broker_worker.worker.intake import Intake
 from broker_worker.worker.runs import Runs
 
 WORKER = UUID(int=1)
@@ -58,8 +59,7 @@ class End:
 
         return job
 
-    async def run(self) -> int:
-        self.signals.ask("the test")
+    async def run(self, *, asks: bool = True) -> int:
         daemon = Daemon(
             self.parts,
             signals=self.signals,
@@ -70,8 +70,10 @@ class End:
             random=random.random,
             emit=self.events.append,
         )
-        self.signals.stop.clear()
-        asyncio.get_running_loop().call_soon(self.signals.stop.set)
+        if asks:
+            self.signals.ask("the test")
+            self.signals.stop.clear()
+            asyncio.get_running_loop().call_soon(self.signals.stop.set)
         return await daemon.run()
 
 
@@ -179,3 +181,56 @@ async def test_what_a_preparation_opens_is_let_go_of_in_the_same_task() -> None:
     await end.run()
 
     assert tasks[0] is tasks[1]
+
+
+@in_virtual_time
+async def test_an_end_that_does_not_come_to_its_end_is_left_as_it_is() -> None:
+    end = End()
+    left: list[float] = []
+
+    async def hang() -> None:
+        await asyncio.sleep(3600)
+
+    loop = asyncio.get_running_loop()
+
+    class Hanging:
+        run = close = staticmethod(hang)
+
+        def stop_consuming(self) -> None:
+            asyncio.get_running_loop().call_soon(end.signals.hurry.set)
+
+    class Stuck(Intake):
+        async def drain(self, grace: timedelta, hurry: asyncio.Event) -> None:
+            await hang()
+
+    stuck = Stuck(
+        lambda _: hang(),
+        start_over=lambda delivery: delivery,
+        name="stuck",
+        clock=end.clock,
+        random=random.random,
+        emit=end.events.append,
+    )
+    end.parts = replace(
+        end.parts, consumptions=(Hanging(),), intakes=(stuck,), leave_at_once=lambda: left.append(loop.time())
+    )
+    began = loop.time()
+
+    async with asyncio.TaskGroup() as tasks:
+        running = tasks.create_task(end.run())
+        await asyncio.sleep(60)
+        running.cancel()
+
+    assert [round(moment - began) for moment in left] == [15]
+
+
+@in_virtual_time
+async def test_a_part_that_was_cancelled_by_nobody_ends_the_worker_for_its_supervisor() -> None:
+    end = End()
+
+    async def be_cancelled() -> None:
+        raise asyncio.CancelledError
+
+    end.parts = replace(end.parts, writers=(be_cancelled,))
+
+    assert await end.run(asks=False) == 1
