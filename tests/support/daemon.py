@@ -14,7 +14,7 @@ import urllib.request
 from collections.abc import Callable, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -43,28 +43,56 @@ def free_port() -> int:
         return port
 
 
+class Process(Protocol):
+    """What of `subprocess.Popen` is used of a daemon."""
+
+    @property
+    def pid(self) -> int: ...
+
+    @property
+    def returncode(self) -> int | None: ...
+
+    def poll(self) -> int | None: ...
+
+    def wait(self, timeout: float | None = None) -> int: ...
+
+    def send_signal(self, sig: int) -> None: ...
+
+    def kill(self) -> None: ...
+
+
+def spawn(environment: dict[str, str], log: Path) -> Process:
+    """Start `broker-worker run` in an interpreter of its own."""
+    with log.open("wb") as output:
+        return subprocess.Popen(
+            [sys.executable, "-m", "broker_worker", "run"],
+            cwd=ROOT,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+        )
+
+
 class DaemonProcess:
     """One running `broker-worker run`."""
 
-    def __init__(self, environment: Mapping[str, str], log: Path) -> None:
+    def __init__(
+        self,
+        environment: Mapping[str, str],
+        log: Path,
+        *,
+        spawn: Callable[[dict[str, str], Path], Process] = spawn,
+    ) -> None:
         self._port = free_port()
         self.log = log
         base = {name: value for name, value in os.environ.items() if not name.startswith("BROKER_WORKER_")}
         base.pop("PYTHONDONTWRITEBYTECODE", None)  # or each start compiles everything again
-        with log.open("wb") as output:
-            self.process = subprocess.Popen(
-                [sys.executable, "-m", "broker_worker", "run"],
-                cwd=ROOT,
-                env={
-                    **base,
-                    "BROKER_WORKER_HTTP_BIND": f"127.0.0.1:{self._port}",
-                    "BROKER_WORKER_LOG_FORMAT": "json",
-                    **environment,
-                },
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-            )
+        ours = {
+            "BROKER_WORKER_HTTP_BIND": f"127.0.0.1:{self._port}",
+            "BROKER_WORKER_LOG_FORMAT": "json",
+        }
+        self.process = spawn({**base, **ours, **environment}, log)
 
     def get(self, path: str) -> tuple[int, str]:
         """The status and body of one probe; 0 while nobody answers."""
