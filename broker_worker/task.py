@@ -18,6 +18,7 @@ from broker_worker.values import dataclass
 MAX_INTERRUPTIONS = 50  # releases that are not charged; more would hide a task that never gets through
 MAX_POISONINGS = 3  # times that the broker may give a message up before we do
 LANE_WAIT = timedelta(seconds=5)  # until a crasher tries again to run alone
+UNROUTABLE_WAIT = timedelta(seconds=5)  # until a queue that is missing should have been declared again
 FIRST_GRACE_WAIT = timedelta(seconds=5)
 LONGEST_GRACE_WAIT = timedelta(minutes=1)
 GRACE_REASONS = frozenset({Reason.UNKNOWN_TASK, Reason.INVALID_PAYLOAD})
@@ -260,6 +261,8 @@ def _begin(row: Task | None, arrival: Arrival, *, now: datetime, grace: timedelt
         return PutOff(delay=deliver_at - now, is_exact=True)  # who knows what is deployed by then
     if refusal is not None:
         return _refuse(row, refusal, now=now, grace=grace)
+    if arrival.poisoning is Poisoning.UNROUTABLE:
+        return PutOff(delay=UNROUTABLE_WAIT)  # at once it would come back as fast as the broker can
     if arrival.poisoning is not None:
         return _revive(row)
     return _claim(row, arrival, now)

@@ -19,6 +19,7 @@ from broker_worker.task import (
     MAX_POISONINGS,
     TERMINAL,
     TRANSITIONS,
+    UNROUTABLE_WAIT,
     WAITING,
     Adopted,
     Arrival,
@@ -189,6 +190,14 @@ CASES = {
         replace(QUEUED, reason=Reason.CRASHED), replace(CURRENT, lane=Lane.HELD), Claimed(2, EPOCH + 1)
     ),
     "given up by the broker": Case(QUEUED, replace(CURRENT, poisoning=Poisoning.DELIVERY_LIMIT), Reemitted),
+    "led to no queue": Case(
+        QUEUED, replace(CURRENT, poisoning=Poisoning.UNROUTABLE), PutOff(UNROUTABLE_WAIT)
+    ),
+    "led to no queue for the third time": Case(
+        replace(QUEUED, poisonings=MAX_POISONINGS - 1),
+        replace(CURRENT, poisoning=Poisoning.UNROUTABLE),
+        PutOff(UNROUTABLE_WAIT),
+    ),
     "given up for the third time": Case(
         replace(QUEUED, poisonings=MAX_POISONINGS - 1),
         replace(CURRENT, poisoning=Poisoning.DELIVERY_LIMIT),
