@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.faults.results import innocent_deaths
 from tests.faults.runner import Plan, run
 from tests.faults.schedule import KIND_BY_NAME, schedule
 
@@ -44,5 +45,6 @@ def test_nothing_is_lost_or_done_twice_while_everything_is_killed_and_cut_off(tm
 
     assert ran.verdict.is_clean, (tmp_path / "report.txt").read_text()
     assert ran.recording.about.has_quiet_end
+    assert innocent_deaths(ran.recording) == []
     assert (sum(ran.done.values()), ran.not_done) == (len(QUICK), {})
     assert ran.verdict.figures["publishes"]["ok"] >= 1000

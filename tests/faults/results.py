@@ -14,9 +14,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from tests.faults.records import Recording
 from tests.faults.recovery import percentile, recoveries
 from tests.faults.runner import Plan, Ran
 from tests.faults.schedule import KINDS
+from tests.faults.workload import INNOCENT
 
 RECOVERY_TARGET = 10.0  # seconds, from a heal to the first success, of 95 in 100
 MEMORY_TARGET = 1.0  # MiB an hour
@@ -43,6 +45,7 @@ def summarise(plan: Plan, ran: Ran, *, minutes: float, simulation: dict[str, Any
     has_failing_seed = bool(simulation and (simulation.get("exit_code") or simulation.get("error")))
     targets = {
         "no violation": ran.verdict.is_clean,
+        "no innocent task dead": not innocent_deaths(ran.recording),
         "became quiet": about.has_quiet_end,
         "recovery p95 at most 10 s": p95 is None or p95 <= RECOVERY_TARGET,
         "memory slope under 1 MiB/h": memory is None or memory < MEMORY_TARGET,
@@ -62,6 +65,7 @@ def summarise(plan: Plan, ran: Ran, *, minutes: float, simulation: dict[str, Any
             code: {"checked": found.checked, "violations": len(found.violations)}
             for code, found in ran.verdict.findings.items()
         },
+        "innocent_deaths": innocent_deaths(ran.recording),
         "recovery_s": {
             "count": len(every),
             **{name: percentile(every, share) for name, share in SHARES.items()},
@@ -75,6 +79,15 @@ def summarise(plan: Plan, ran: Ran, *, minutes: float, simulation: dict[str, Any
         "targets": targets,
     }
     return Results(facts, all(targets.values()))
+
+
+def innocent_deaths(recording: Recording) -> list[str]:
+    """Tasks that nothing was wrong with, and that did not succeed: what no invariant forbids."""
+    return [
+        f"{row.id}: {row.state} {row.reason}"
+        for row in recording.final_tasks
+        if row.name in INNOCENT and not row.id.startswith("hostile") and row.state != "succeeded"
+    ]
 
 
 SHARES = {"p50": 0.5, "p90": 0.9, "p95": 0.95, "p99": 0.99, "max": 1.0}

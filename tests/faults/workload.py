@@ -69,6 +69,10 @@ SHARES: dict[str, int] = {
 }
 
 
+# tasks that succeed, whatever happens to whoever runs them
+INNOCENT = frozenset({"transfer", "plain", "falters", "slow", "in_process", "in_thread", "receive"})
+
+
 def workload(seed: int, *, messages: int, seconds: float) -> Iterator[Planned]:
     """Plan `messages` over `seconds`, in the order in which they are due."""
     random = Random(f"workload {seed}")
