@@ -15,6 +15,7 @@ from broker_worker.message import (
     Message,
     Properties,
     TaskId,
+    UntakenBody,
     headers_size,
     publisher_headers,
     tag,
@@ -25,6 +26,7 @@ from broker_worker.outcome import Failure, Reason
 from broker_worker.outgoing import Kind, Outgoing
 
 LETTER_ID = "bw-dead-letter-id"
+UNTAKEN = "untaken_body"
 _NAMESPACE = UUID("6f0b6a0e-5d0c-4b52-9a0e-0c8f0f6f7d11")
 _LONGEST_KEY = 255  # bytes, AMQP 0-9-1 section 4.2.5.3
 
@@ -45,6 +47,11 @@ class DeadLetter:
     epoch: int = 0
     task_key: int | None = None
 
+    @property
+    def is_published(self) -> bool:
+        """Whether we send it to the dead-letter exchange. What we did not take RabbitMQ moves by itself."""
+        return not isinstance(self.body, UntakenBody)
+
 
 def letter_of_task(
     message: Message,
@@ -60,14 +67,14 @@ def letter_of_task(
     if reason is Reason.CONFLICT:  # the row stays with the other message
         seed += message.digest().hex()
     return DeadLetter(
-        id=uuid5(_NAMESPACE, seed),
+        id=_id_of_untaken(message.task.queue, message.body) or uuid5(_NAMESPACE, seed),
         queue=message.task.queue,
         name=message.task.name,
         message_id=message.task.id,
         reason=reason,
         failure=failure,
         body=message.body,
-        record=to_record(message),
+        record=to_record(message) | _untaken(message.body),
         attempt=attempt,
         epoch=epoch,
         task_key=task_key,
@@ -86,18 +93,36 @@ def letter_of_stranger(
     """The dead letter of a message that is no task: its identity can't be read, or is not ours.
 
     Nothing tells a redelivery of it from an equal message, so each time it is a new
-    letter: two are better than none.
+    letter: two are better than none. Of a body that was not taken there is one letter
+    wherever it turns up: the message itself is in RabbitMQ.
     """
     return DeadLetter(
-        id=uuid4(),
+        id=_id_of_untaken(queue, body) or uuid4(),
         queue=queue,
         name=task.name if task else properties.type,
         message_id=task.id if task else properties.message_id,
         reason=reason,
         failure=failure,
         body=body,
-        record=properties_record(properties),
+        record=properties_record(properties) | _untaken(body),
     )
+
+
+def is_untaken(record: Mapping[str, object]) -> bool:
+    """Say whether the body that belongs to a stored record was never taken from RabbitMQ."""
+    return UNTAKEN in record
+
+
+def _untaken(body: bytes) -> dict[str, object]:
+    if not isinstance(body, UntakenBody):
+        return {}
+    return {UNTAKEN: {"bytes": body.size, "digest": body.digest.hex()}}
+
+
+def _id_of_untaken(queue: str, body: bytes) -> UUID | None:
+    if not isinstance(body, UntakenBody):
+        return None
+    return uuid5(_NAMESPACE, f"{queue}\0{body.letter_seed}")
 
 
 def properties_record(properties: Properties) -> dict[str, object]:

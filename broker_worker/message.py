@@ -31,6 +31,7 @@ TRACEPARENT = re.compile("[0-9a-f]{2}-([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}.*"
 TASK_ID = "bw-task-id"
 EPOCH = "bw-epoch"
 ATTEMPT = "bw-attempt"
+_IDENTIFYING = (TASK_ID, "task-id", "task-type")  # headers that RabbitMQ leaves alone
 NOT_AFTER = "not-after"
 DELIVER_AT = "deliver-at"
 NOT_HEADERS = frozenset({"cc", "bcc", NOT_AFTER, DELIVER_AT})  # they route, or are fields of a message
@@ -108,7 +109,9 @@ class Message:
 
     def digest(self) -> bytes:
         """Tell two messages with one identity apart: SHA-256 over media type and body."""
-        digest = hashlib.sha256(self.media_type.encode() + b"\0")
+        if isinstance(self.body, UntakenBody):
+            return self.body.digest
+        digest = begin_digest(self.content_type)
         digest.update(self.body)
         return digest.digest()
 
@@ -127,6 +130,33 @@ class Undecodable:
     reason: Reason
     failure: Failure
     message: Message | None = None
+
+
+class UntakenBody(bytes):
+    """Stands for a body beyond the limit: empty, because none of it was kept, and never sent on.
+
+    RabbitMQ still has it. `size` is what the content header announced; `digest` is that of
+    its `Message`, reckoned while the bytes passed; `letter_seed` is the same each time that
+    this message is delivered, wherever it has been dead-lettered to meanwhile.
+    """
+
+    size: int
+    digest: bytes
+    letter_seed: str
+
+    @classmethod
+    def of(cls, properties: Properties, *, size: int, digest: bytes) -> UntakenBody:
+        """Describe the body that came with `properties`."""
+        found = cls()
+        named = (properties.type, properties.message_id, *map(properties.headers.get, _IDENTIFYING))
+        found.size, found.digest = size, digest
+        found.letter_seed = "\0".join(("untaken", *map(repr, named), digest.hex()))
+        return found
+
+
+def begin_digest(content_type: str | None) -> hashlib._Hash:
+    """Begin what tells two messages with one identity apart; the body's bytes come next."""
+    return hashlib.sha256(media_type(content_type).encode(errors="replace") + b"\0")
 
 
 class ContractError(ValueError):
@@ -256,6 +286,10 @@ def publisher_headers(headers: Mapping[str, object]) -> dict[str, Scalar]:
 
 
 def _check_size(body: bytes, headers: Mapping[str, Scalar], max_body_bytes: int) -> None:
+    if isinstance(body, UntakenBody):
+        raise OversizeError(
+            f"the body has {body.size} bytes, allowed are {max_body_bytes}: RabbitMQ has kept it"
+        )
     if len(body) > max_body_bytes:
         raise OversizeError(f"the body has {len(body)} bytes, allowed are {max_body_bytes}")
     if headers and (size := headers_size(headers)) > MAX_HEADER_BYTES:

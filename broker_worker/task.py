@@ -11,7 +11,7 @@ from enum import Enum, StrEnum, auto
 from uuid import UUID
 
 from broker_worker.failure import Refusal
-from broker_worker.message import Message, TaskId
+from broker_worker.message import Message, TaskId, UntakenBody
 from broker_worker.outcome import Failure, Reason
 from broker_worker.values import dataclass
 
@@ -292,6 +292,8 @@ def _take_over(row: Task, arrival: Arrival, now: datetime) -> Decision:
         return Refused(Reason.CRASHED, crash_failure())
     if is_past(row.deadline_at, now):
         return _too_late()
+    if arrival.refusal is not None and isinstance(arrival.message.body, UntakenBody):
+        return Refused(arrival.refusal.reason, arrival.refusal.failure)  # there is no body to leave it
     cannot_run_here = arrival.refusal is not None or arrival.poisoning is not None
     # a second start: what is past its not-after waits for the rescuer, and expires when it comes back
     if cannot_run_here or is_past(arrival.message.not_after, now) or arrival.lane is Lane.BUSY:
@@ -305,6 +307,8 @@ def _take_over(row: Task, arrival: Arrival, now: datetime) -> Decision:
 
 def _join(row: Task, arrival: Arrival, holder: Holder) -> Decision:
     """A live worker runs it."""
+    if isinstance(arrival.message.body, UntakenBody):
+        return Duplicate()
     match holder:
         case Holder.HERE:
             return Duplicate()

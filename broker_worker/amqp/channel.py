@@ -89,14 +89,23 @@ class ConsumingChannel(OwnChannel):
         self._closing.add_done_callback(self._on_closed)
         self.on_consumer_cancel_callbacks.add(self._on_cancelled_by_the_broker)
 
-    def receive(self, deliveries: DeliveryStream, arrived: Callable[[Delivered], None]) -> None:
-        """Have `arrived` called with each delivery, until this channel is lost; it must not raise."""
+    def receive(
+        self,
+        deliveries: DeliveryStream,
+        arrived: Callable[[Delivered], None],
+        *,
+        largest: int | None = None,
+    ) -> None:
+        """Have `arrived` called with each delivery, until this channel is lost; it must not raise.
+
+        Bodies larger than `largest` bytes are not taken.
+        """
 
         def take(delivered: Delivered) -> None:
             if not self.lost.done():  # what was on its way then goes back to its queue
                 arrived(delivered)
 
-        deliveries.subscribe(self.number, take)
+        deliveries.subscribe(self.number, take, largest=largest)
         self.lost.add_done_callback(lambda _: deliveries.unsubscribe(self.number, take))
 
     def send(self, frame: Frame) -> bool:

@@ -12,7 +12,7 @@ from broker_worker.amqp.channel import WRITER_IS_FULL, ConsumingChannel
 from broker_worker.amqp.delivery_stream import Delivered
 from broker_worker.amqp.properties import decode_properties
 from broker_worker.amqp.topology import POISON
-from broker_worker.message import Properties
+from broker_worker.message import Properties, UntakenBody
 from broker_worker.task import Poisoning
 
 
@@ -62,6 +62,16 @@ class Acker:
         if is_open and self._channel.send(commands.Basic.Nack(tag, requeue=True)):
             del self._open[tag]
             self._changed()
+
+    def set_aside(self, tag: int) -> None:
+        """Have the broker dead-letter `tag`, soon or never: a later ack of more must not pass it by."""
+        if tag not in self._open or not self._channel.is_alive:
+            return
+        if self._channel.send(commands.Basic.Nack(tag, requeue=False)):
+            del self._open[tag]
+            self._changed()
+        else:
+            self._channel.loop.call_later(WRITER_IS_FULL, self.set_aside, tag)
 
     def flush(self) -> None:
         """Send what is settled."""
@@ -118,12 +128,18 @@ class AmqpDelivery:
         return read_poisoning(self.routing_key, self.properties.headers, self._work_queue)
 
     async def ack(self) -> None:
-        """Let the broker forget the message. Never raises, never waits."""
+        """Let the broker forget the message, or put it where its own letters are, if we have not taken it.
+
+        Never raises, never waits.
+        """
         self.settle()
 
     def settle(self) -> None:
         """Ack without a coroutine."""
-        self._acker.settle(self._tag)
+        if isinstance(self.body, UntakenBody):
+            self._acker.set_aside(self._tag)
+        else:
+            self._acker.settle(self._tag)
 
     def release(self) -> None:
         """Give the message back to its queue at once; if the channel is gone, it went back by itself."""

@@ -18,6 +18,9 @@ from aiormq.exceptions import InvalidFrameError
 from pamqp import commands, constants
 from pamqp.heartbeat import Heartbeat
 
+from broker_worker.amqp.properties import decode_properties
+from broker_worker.message import UntakenBody, begin_digest
+
 CHUNK = 256 * 1024  # bytes at most that are asked of the socket's buffer at once
 FRAME = struct.Struct(">BHI")  # type, channel, size of the payload
 OVERHEAD = FRAME.size + 1  # bytes of a frame that are no payload
@@ -62,9 +65,12 @@ class DeliveryStream:
         """Show `look` each frame of channel 0, what the broker says of the connection; it must not raise."""
         self._overhear = look
 
-    def subscribe(self, channel: int, take: Take) -> None:
-        """Call `take` with each delivery on `channel`; it must not raise."""
-        self._content_by_channel[channel] = _Content(take)
+    def subscribe(self, channel: int, take: Take, *, largest: int | None = None) -> None:
+        """Call `take` with each delivery on `channel`; it must not raise.
+
+        Of a body that is announced with more than `largest` bytes nothing is kept.
+        """
+        self._content_by_channel[channel] = _Content(take, largest)
 
     def is_receiving(self, channel: int) -> bool:
         """Whether a delivery on `channel` has begun to come, and is not all there."""
@@ -140,10 +146,12 @@ class DeliveryStream:
 class _Content:
     """The delivery that is arriving on one channel."""
 
-    __slots__ = ("_deliver", "_header", "_missing", "_parts", "take")
+    __slots__ = ("_deliver", "_header", "_largest", "_missing", "_parts", "_untaken", "take")
 
-    def __init__(self, take: Take) -> None:
+    def __init__(self, take: Take, largest: int | None) -> None:
         self.take = take
+        self._largest = largest
+        self._untaken: _Untaken | None = None
         self._deliver: tuple[int, bool, str, str] | None = None
         self._header = b""
         self._missing = 0
@@ -169,8 +177,10 @@ class _Content:
         if kind == constants.FRAME_HEADER:
             self._header = data[start:end]
             self._missing = _body_size(self._header)
+            if self._largest is not None and self._missing > self._largest:
+                self._untaken = _Untaken(self._header, self._missing)
         else:
-            self._parts.append(data[start:end])
+            self._keep(data[start:end])
             self._missing -= end - start
         if self._missing <= 0:
             self._finish(self._deliver)
@@ -185,11 +195,36 @@ class _Content:
         self._header = b""
         return True
 
+    def _keep(self, part: bytes) -> None:
+        if self._untaken is None:
+            self._parts.append(part)
+        else:
+            self._untaken.pass_by(part)
+
     def _finish(self, deliver: tuple[int, bool, str, str]) -> None:
         if self._missing < 0:
             raise InvalidFrameError("a body longer than its content header says")
         parts, self._parts, self._deliver = self._parts, [], None
-        self.take(Delivered(*deliver, self._header, parts[0] if len(parts) == 1 else b"".join(parts)))
+        untaken, self._untaken = self._untaken, None
+        body = parts[0] if len(parts) == 1 else b"".join(parts)
+        self.take(Delivered(*deliver, self._header, body if untaken is None else untaken.body()))
+
+
+class _Untaken:
+    """A body that passes by: only its digest is kept."""
+
+    __slots__ = ("_digest", "_properties", "_size")
+
+    def __init__(self, header: bytes, size: int) -> None:
+        self._properties = decode_properties(header)
+        self._digest = begin_digest(self._properties.content_type)
+        self._size = size
+
+    def pass_by(self, part: bytes) -> None:
+        self._digest.update(part)
+
+    def body(self) -> UntakenBody:
+        return UntakenBody.of(self._properties, size=self._size, digest=self._digest.digest())
 
 
 def _body_size(header: bytes) -> int:

@@ -96,6 +96,11 @@ class Topology:
         """The last resort: exchange and queue of that name."""
         return f"{self.prefix}.unroutable"
 
+    @property
+    def oversize(self) -> str:
+        """Where messages stay whose bodies no reader of dead letters takes: exchange and queue of that name."""
+        return f"{self.prefix}.oversize"
+
     def delay(self, rung: timedelta) -> str:
         """Name a rung: exchange and queue of that name."""
         milliseconds = rung // timedelta(milliseconds=1)
@@ -125,6 +130,7 @@ class Topology:
     def _exchanges(self) -> tuple[ExchangeSpec, ...]:
         else_unroutable = MappingProxyType({"alternate-exchange": self.unroutable})
         return (
+            ExchangeSpec(self.oversize, "fanout"),
             ExchangeSpec(self.unroutable, "fanout"),
             ExchangeSpec(self.tasks_exchange, "direct", else_unroutable),
             ExchangeSpec(self.return_exchange, "direct", else_unroutable),
@@ -133,7 +139,9 @@ class Topology:
 
     def _last_resort(self) -> tuple[Entity, ...]:
         return (
-            QueueSpec(self.unroutable, _kept_for_good()),
+            QueueSpec(self.oversize, _kept_for_good()),
+            BindingSpec(self.oversize, self.oversize, ""),
+            QueueSpec(self.unroutable, _read_by_us(self.oversize)),
             BindingSpec(self.unroutable, self.unroutable, ""),
         )
 
@@ -158,7 +166,7 @@ class Topology:
             "x-consumer-timeout": CONSUMER_TIMEOUT // timedelta(milliseconds=1),
         }
         return (
-            QueueSpec(dead, _kept_for_good()),
+            QueueSpec(dead, _read_by_us(self.oversize)),
             BindingSpec(dead, self.dead_letter_exchange, f"{name}.#"),
             QueueSpec(work, MappingProxyType(arguments)),
             BindingSpec(work, self.tasks_exchange, name),
@@ -206,6 +214,11 @@ def _safe_dead_lettering(exchange: str) -> dict[str, Argument]:
         "x-dead-letter-strategy": "at-least-once",
         "x-overflow": "reject-publish",
     }
+
+
+def _read_by_us(oversize: str) -> Mapping[str, Argument]:
+    """Of a queue whose reader takes everything but bodies that are too large, and moves those."""
+    return MappingProxyType({**_kept_for_good(), **_safe_dead_lettering(oversize)})
 
 
 def _kept_for_good() -> Mapping[str, Argument]:

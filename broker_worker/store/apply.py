@@ -366,7 +366,7 @@ def _owes(step: Step, worker: UUID | None) -> list[OutboxRow]:
     rows = []
     if step.copy is not None:
         rows.append(_copy_row(step, step.copy))
-    if step.letter is not None:
+    if step.letter is not None and step.letter.is_published:
         rows.append(letter_row(step.letter, worker))
     if step.after.reply_to is not None and step.after.state in TERMINAL and step.before != step.after:
         outgoing = reply_outgoing(step.after, failure=step.failure, result=None)

@@ -173,7 +173,9 @@ class Arrivals:
             connection, [row.key for _, decision, row in decided if row and isinstance(decision, Resumed)]
         )
         new = await insert_letters(connection, self._schema, letters, worker=self._worker)
-        rows = [letter_row(letter, self._worker) for letter in letters if letter.id in new]
+        rows = [
+            letter_row(letter, self._worker) for letter in letters if letter.id in new and letter.is_published
+        ]
         owed = applied.owed + await insert_outbox(connection, self._schema, rows, worker=self._worker)
         after_by_task |= applied.created
         return owed, [

@@ -16,6 +16,7 @@ from uuid import UUID
 from sqlalchemy import Row, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from broker_worker.dead_letter import is_untaken
 from broker_worker.message import Message, TaskId, from_record
 from broker_worker.outgoing import Kind
 from broker_worker.ports import Clock
@@ -109,6 +110,7 @@ class _Found:
     letter: KeptLetter
     message: Message | None  # nothing where its identity can't be read
     task: Task | None
+    is_untaken: bool  # its body is not in the database
 
 
 class Desk:
@@ -264,7 +266,7 @@ class Desk:
         if row is None:
             return None
         letter = _kept(row)
-        return _Found(letter, _message(letter, row), task)
+        return _Found(letter, _message(letter, row), task, is_untaken(_record(row.properties)))
 
     async def _lock_task(self, connection: AsyncConnection, letter: KeptLetter) -> Task | None:
         if letter.task_key is not None:
@@ -348,6 +350,8 @@ def _obstacle(found: _Found) -> str | None:
     """Say why a letter can't be replayed, if it can't."""
     if (answered := _answered(found.letter)) is not None:
         return answered
+    if found.is_untaken:
+        return "its body was too large to be taken: RabbitMQ has the message, in the queue *.oversize"
     if found.task is None:
         return None
     if found.message is None or found.message.digest() != found.task.digest:

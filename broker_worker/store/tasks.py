@@ -118,6 +118,7 @@ class TaskStore:
         """
         async with self._database.transaction() as connection:
             inserted = await insert_letters(connection, self._database.schema, [letter], worker=self._worker)
-            rows = [letter_row(letter, self._worker)] if inserted and not is_published else []
+            owes = inserted and letter.is_published and not is_published
+            rows = [letter_row(letter, self._worker)] if owes else []
             owed = await insert_outbox(connection, self._database.schema, rows, worker=self._worker)
         self._owed(owed)

@@ -10,7 +10,7 @@ from uuid import UUID
 from broker_worker.dead_letter import LETTER_ID, letter_of_stranger
 from broker_worker.errors import StoreUnavailableError
 from broker_worker.events import DeliverySettled, Emit
-from broker_worker.message import Properties
+from broker_worker.message import Properties, UntakenBody
 from broker_worker.outcome import Failure, Reason
 from broker_worker.ports import Clock, Delivery, TaskStore
 from broker_worker.task import Poisoning
@@ -94,7 +94,10 @@ class LetterReader:
         self._slots = Slots(1)  # never needed: nothing that comes this way is run from here
 
     async def process(self, delivery: LetterDelivery) -> None:
-        """Carry one letter to where it belongs, then ack it."""
+        """Carry one letter to where it belongs, then ack it.
+
+        A body that was not taken goes on to the queue where such messages stay.
+        """
         patience = Patience(self._clock, self._random)
         while delivery.is_alive:
             try:
@@ -135,12 +138,15 @@ class LetterReader:
         headers = delivery.properties.headers
         meant_for = delivery.routing_key.partition(".")[0] or delivery.queue
         queue = self._queue_by_dead_queue.get(delivery.queue, meant_for)
+        reason = _reason(headers.get("bw-reason"))
+        failure = Failure("ForeignLetter", "another program put this message among the dead letters")
+        if isinstance(delivery.body, UntakenBody):  # nearly always known: whoever met it first wrote the same
+            reason = Reason.OVERSIZE
+            failure = Failure(
+                "OversizeLetter", f"a dead letter of {delivery.body.size} bytes: RabbitMQ has it"
+            )
         letter = letter_of_stranger(
-            delivery.properties,
-            delivery.body,
-            queue=queue,
-            reason=_reason(headers.get("bw-reason")),
-            failure=Failure("ForeignLetter", "another program put this message among the dead letters"),
+            delivery.properties, delivery.body, queue=queue, reason=reason, failure=failure
         )
         await self._tasks.bury(letter, is_published=True)
         self._emit(DeliverySettled(queue, letter.name, letter.message_id, "foreign_letter"))

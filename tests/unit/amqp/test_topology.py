@@ -79,8 +79,22 @@ def test_what_has_no_queue_goes_to_the_last_resort() -> None:
 def test_dead_letters_have_a_limit_that_no_broker_ever_reaches() -> None:
     found = queues(Topology("bw", ["email"]))
 
+    for name in ("bw.dead.email", "bw.unroutable", "bw.oversize"):
+        assert found[name].arguments["x-delivery-limit"] == 1_000_000
+
+
+def test_what_is_too_large_for_a_reader_of_dead_letters_stays_in_a_queue_that_nobody_reads() -> None:
+    found = queues(Topology("bw", ["email"]))
+
     for name in ("bw.dead.email", "bw.unroutable"):
-        assert found[name].arguments == {"x-queue-type": "quorum", "x-delivery-limit": 1_000_000}
+        assert dict(found[name].arguments) == {
+            "x-queue-type": "quorum",
+            "x-dead-letter-exchange": "bw.oversize",
+            "x-dead-letter-strategy": "at-least-once",
+            "x-overflow": "reject-publish",
+            "x-delivery-limit": 1_000_000,
+        }
+    assert dict(found["bw.oversize"].arguments) == {"x-queue-type": "quorum", "x-delivery-limit": 1_000_000}
 
 
 def test_nothing_in_the_plan_refers_to_what_comes_later() -> None:
