@@ -23,7 +23,8 @@ from asyncpg.exceptions import ClientConfigurationError, InternalClientError
 from asyncpg.exceptions import InterfaceError as DriverInterfaceError
 from asyncpg.exceptions import PostgresError as DriverError
 from asyncpg.prepared_stmt import PreparedStatement
-from sqlalchemy import TextClause
+from sqlalchemy import TextClause, event
+from sqlalchemy.engine.interfaces import DBAPIConnection
 from sqlalchemy.exc import DBAPIError, InterfaceError, SQLAlchemyError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
@@ -118,13 +119,8 @@ class LimitedConnection(DescribingConnection):
         self._numbers = count()
 
     async def settle(self) -> None:
-        """Find out what lies between, and set the limits if nothing does.
-
-        A pooler has to hand out process ids of its own: by them it tells whose statement to cancel.
-        """
-        async with self.transaction():
-            server: int = await self.fetchval("SELECT pg_backend_pid()")
-        if server == self.get_server_pid():
+        """Find out what lies between, and set the limits if nothing does."""
+        if await _is_direct(self):
             await super().execute(_setting(self.settings, is_local=False))
             self.is_direct = True
 
@@ -169,12 +165,28 @@ class WorkersConnection(LimitedConnection):
 class HandlersConnection(asyncpg.Connection):  # type: ignore[misc]  # the driver has no types
     """One for a handler's transaction, of which only the begin and the end are ours.
 
-    Its statements are about tables that are not ours, so each is described anew: by what was known before a
-    change of a column's type, values would be read and written wrongly, and no error would show it.
+    Straight to the server its statements are prepared once, under names: when a table of theirs has changed,
+    the server says so. Behind a pooler each is described anew: by what was known before a change of a
+    column's type, values would be read and written wrongly, and no error would show it.
     """
 
+    is_direct = False
     opening = ""  # goes with a BEGIN, in one message
     closing = ""  # goes before a COMMIT, in one message: if it raises, nothing is committed
+
+    def __init__(self, *args: object, **options: object) -> None:
+        super().__init__(*args, **options)
+        self._numbers = count()
+
+    async def settle(self) -> None:
+        """Find out what lies between."""
+        self.is_direct = await _is_direct(self)
+
+    async def prepare(self, query: str, **options: object) -> PreparedStatement:
+        """Prepare, under a name where nothing lies between."""
+        if self.is_direct:
+            options["name"] = f"broker_worker_{next(self._numbers)}"
+        return await super().prepare(query, **options)
 
     async def execute(self, query: str, *args: object, **options: object) -> str:
         """Execute; what begins or ends the transaction takes ours with it."""
@@ -213,9 +225,10 @@ class Database:
         `command_timeout` nothing has limits: for handlers' transactions, whose end another sees to.
         `by_index`: no statement is to read a whole table.
         """
+        is_handlers = command_timeout is None
         connect_args = {
             "async_creator_fn": connector(reveal_url, application, command_timeout, by_index=by_index),
-            "prepared_statement_cache_size": 0,
+            "prepared_statement_cache_size": MOST_STATEMENTS if is_handlers else 0,
             "prepared_statement_name_func": lambda: "",
         }
         engine = create_async_engine(
@@ -227,6 +240,8 @@ class Database:
             pool_use_lifo=True,
             hide_parameters=True,
         )
+        if is_handlers:
+            event.listen(engine.sync_engine, "connect", _keep_no_statements_behind_a_pooler)
         return cls(engine, schema)
 
     def connect(self) -> AsyncConnection:
@@ -398,7 +413,7 @@ def connector(
     by_index: bool = False,
 ) -> Callable[..., Any]:
     """Make a function that opens one connection as all of ours are; it raises what the driver raises."""
-    kind: type[asyncpg.Connection] = HandlersConnection
+    kind: type[HandlersConnection | LimitedConnection] = HandlersConnection
     if command_timeout is not None:
         kind = WorkersConnection if by_index else LimitedConnection
 
@@ -417,8 +432,7 @@ def connector(
                 statement_cache_size=0,
                 server_settings={"application_name": application},
             )
-            if command_timeout is not None:
-                await _settled(connection)
+            await _settled(connection)
         except ssl.SSLCertVerificationError as error:  # which is also a ValueError
             raise StoreUnavailableError(f"its certificate is refused: {error.verify_message}") from error
         except ClientConfigurationError as error:
@@ -430,7 +444,23 @@ def connector(
     return connect
 
 
-async def _settled(connection: LimitedConnection) -> None:
+async def _is_direct(connection: asyncpg.Connection) -> bool:
+    """Tell whether nothing lies between.
+
+    A pooler has to hand out process ids of its own: by them it tells whose statement to cancel.
+    """
+    async with connection.transaction():
+        server: int = await connection.fetchval("SELECT pg_backend_pid()")
+    return server == connection.get_server_pid()  # type: ignore[no-any-return]
+
+
+def _keep_no_statements_behind_a_pooler(adapted: DBAPIConnection, _: object) -> None:
+    """Turn SQLAlchemy's cache off where a statement has no name; it offers that for an engine only."""
+    if not cast("HandlersConnection", adapted.driver_connection).is_direct:
+        adapted._prepared_statement_cache = None  # noqa: SLF001
+
+
+async def _settled(connection: HandlersConnection | LimitedConnection) -> None:
     try:
         await connection.settle()
     except BaseException:

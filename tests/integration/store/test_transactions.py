@@ -423,19 +423,42 @@ async def test_a_limit_longer_than_postgres_can_count_is_the_longest_that_it_can
         assert shown == "24d"
 
 
-async def test_a_column_that_changed_its_type_is_read_by_the_new_one(database_url: str) -> None:
-    async with world(database_url, pool_size=1) as here:
-        await here.inbox.execute("CREATE TABLE amounts (n bigint)")
-        await here.inbox.execute("INSERT INTO amounts VALUES (7)")
-        seen: list[object] = []
-        for number in range(2):
-            claim = await here.inbox.claim(a_message(f"t-{number}"))
+async def amounts_read_before_and_after_a_change(here: World) -> list[str]:
+    """Read a column, change its type and read it again: what was seen, or the name of what was raised."""
+    await here.inbox.execute("CREATE TABLE amounts (n bigint)")
+    await here.inbox.execute("INSERT INTO amounts VALUES (7)")
+    await here.inbox.execute("GRANT SELECT ON amounts TO PUBLIC")
+    seen: list[str] = []
+    for number in range(3):
+        claim = await here.inbox.claim(a_message(f"t-{number}"))
+        try:
             async with here.transactions.open(claim, limit=LIMIT) as transaction:
-                seen.append((await transaction.session.execute(text("SELECT n FROM amounts"))).scalar_one())
+                seen.append(
+                    repr((await transaction.session.execute(text("SELECT n FROM amounts"))).scalar_one())
+                )
                 await transaction.commit(Succeeded())
+        except DBAPIError as error:
+            seen.append(type(error).__name__)
+        if number == 0:
             await here.inbox.execute("ALTER TABLE amounts ALTER n TYPE double precision")
+    return seen
 
-        assert [repr(each) for each in seen] == ["7", "7.0"]
+
+async def test_a_column_that_changed_its_type_is_told_once_and_then_read_by_the_new_one(
+    database_url: str,
+) -> None:
+    async with world(database_url, pool_size=1) as here:
+        assert await amounts_read_before_and_after_a_change(here) == ["7", "NotSupportedError", "7.0"]
+
+
+async def test_behind_a_pooler_a_column_that_changed_its_type_is_read_by_the_new_one(
+    database_url: str, pgbouncer: PgBouncer
+) -> None:
+    async with world(database_url, through=pgbouncer.url(database_url), pool_size=1) as here:
+        for statement in grants_sql("broker_worker", pgbouncer.role).splitlines():
+            await here.inbox.execute(statement)
+
+        assert await amounts_read_before_and_after_a_change(here) == ["7", "7.0", "7.0"]
 
 
 # --- connections -----------------------------------------------------------------------
