@@ -156,6 +156,16 @@ class Link:
         """
         await keep_up(lambda: self._live(serve), self._stopped)
 
+    @asynccontextmanager
+    async def apart(self) -> AsyncIterator[Connection]:
+        """Connect once more, for what may cost the connection.
+
+        Raises:
+            BrokerUnavailableError: that is not possible now.
+        """
+        async with connected(self._url(), f"{self._client_name} apart") as connection:
+            yield connection
+
     async def close(self) -> None:
         """End `run`; within 5 s, also when the broker does not answer."""
         self._stopped.set()

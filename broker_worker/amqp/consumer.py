@@ -18,7 +18,9 @@ from dataclasses import dataclass
 from itertools import count
 from uuid import uuid4
 
-from broker_worker.amqp.channel import ConsumingChannel, open_channel
+import aiormq
+
+from broker_worker.amqp.channel import ConsumingChannel, open_channel, plain_channel
 from broker_worker.amqp.connection import Connection, Link
 from broker_worker.amqp.declaration import bind
 from broker_worker.amqp.delivery import Acker, AmqpDelivery
@@ -46,15 +48,11 @@ OnDelivery = Callable[[AmqpDelivery], None]
 
 @dataclass(frozen=True, slots=True)
 class Subscription:
-    """A queue to consume: its name to publishers, its name in the broker, how many unsettled at once.
-
-    A body of more than `largest` bytes is not taken: the delivery has an `UntakenBody`.
-    """
+    """A queue to consume: its name to publishers, its name in the broker, how many unsettled at once."""
 
     queue: str
     amqp_queue: str
     prefetch: int
-    largest: int | None = None
 
 
 class Consumption:
@@ -224,6 +222,8 @@ class Consumption:
             self._emit(ConsumerChanged(consumer.queue, is_up=is_up, detail=detail, code=code))
 
     async def _start(self, connection: Connection, consumer: _Consumer) -> ConsumingChannel:
+        if consumer.is_suspect:
+            await self._try_apart(consumer)
         await self._restore(connection, since=consumer.lost_at)
         try:
             return await self._begin(connection, consumer)
@@ -240,12 +240,25 @@ class Consumption:
         except BrokerUnavailableError as error:
             if not isinstance(error.__cause__, TimeoutError):
                 raise
+            consumer.is_suspect = False
             if consumer.is_answered:
                 raise BrokerUnavailableError(f"{error}: has the queue lost its leader?") from error
             self._count_silence(str(error))
             raise
         self._silences = 0
         return channel
+
+    async def _try_apart(self, consumer: _Consumer) -> None:
+        """Consume for a moment on another connection, where it costs the other queues nothing.
+
+        RabbitMQ ends the whole connection for one queue whose process is gone.
+        """
+        with translated(f"consuming {consumer.subscription.amqp_queue}"):
+            async with asyncio.timeout(START_DEADLINE), self._link.apart() as connection:
+                channel = await open_channel(connection.wire, plain_channel)
+                await channel.basic_qos(prefetch_count=1)
+                await channel.basic_consume(consumer.subscription.amqp_queue, _unused)
+        consumer.is_suspect = False
 
     async def _restore(self, connection: Connection, *, since: float) -> None:
         """Declare what is missing, unless that was done after `since`: once for consumers lost together."""
@@ -277,6 +290,7 @@ class _Consumer:
         self.reports = Reports()
         self.is_reported_up = False
         self.lost_at = 0.0
+        self.is_suspect = False  # whether the connection ended while it waited to consume
         self.is_answered = False  # whether the broker opened the last channel that was asked for
         self.idle_since: float | None = None
         self.is_stopped = False
@@ -305,27 +319,32 @@ class _Consumer:
             channel = await open_channel(connection.wire, ConsumingChannel)
             self.is_answered = True
             acker = Acker(channel, self._count)
-            channel.receive(
-                connection.deliveries,
-                lambda delivered: self._arrived(acker, delivered),
-                largest=self.subscription.largest,
-            )
+            channel.receive(connection.deliveries, lambda delivered: self._arrived(acker, delivered))
             try:
                 await channel.basic_qos(prefetch_count=self.subscription.prefetch)
                 self._acker = acker  # before the first delivery, which may come before the confirmation
-                self._deliveries = 0
-                await channel.basic_consume(self.subscription.amqp_queue, _unused, consumer_tag=tag)
+                await self._ask(channel, tag)
             except BaseException:
                 channel.leave()  # a request that is given up has closed it
                 raise
         self._channel, self._tag = channel, tag
         self._is_receiving = lambda: connection.deliveries.is_receiving(channel.number)
-        self._presence.begin()
         self.reports.clear()
         self._count()
         if self.is_stopped:
             self.stop()
         return channel
+
+    async def _ask(self, channel: ConsumingChannel, tag: str) -> None:
+        self._deliveries = 0
+        self._presence.begin()
+        self.is_suspect = True
+        try:
+            await channel.basic_consume(self.subscription.amqp_queue, _unused, consumer_tag=tag)
+        except aiormq.ChannelClosed:
+            self.is_suspect = False  # an answer, which cost the channel alone
+            raise
+        self.is_suspect = False
 
     def stop(self) -> None:
         """Take no more; the channel stays for the acks of what runs."""

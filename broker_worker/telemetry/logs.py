@@ -24,8 +24,17 @@ from broker_worker.telemetry.redaction import Redactor, plain
 QUIET = ("aiormq", "aio_pika", "pamqp", "asyncio", "alembic", "sqlalchemy", "asyncpg")
 # They log frames, messages and URLs with the objects' own texts, on errors as well.
 WIRE = ("aiormq", "aio_pika", "pamqp")
-# At every attempt to connect, as an error. Our own `connection lost` says it less often, and why.
-REPETITIONS = ("error when creating transport: %r",)
+# How they say, each time again, what our own lines about connections and consumers say less often, and why.
+REPETITIONS = (
+    "error when creating transport",
+    "Unexpected connection close from remote",
+    "Cancelling cause reader exited abnormally",
+    "Server connection %r was stuck",
+    "Connection %r was blocked by",
+    "Connection %r was unblocked",
+    "Consumer %r cancelled by the broker",
+    "Closing channel %r because RPC call",
+)
 RESERVED = frozenset({"timestamp", "level", "message", "event", "logger", "exception"})
 LIBRARY = frozenset(logging.makeLogRecord({}).__dict__) | {"message", "asctime", "taskName"}
 PRIVATE = LIBRARY | {"_logger", "_name"}  # what structlog adds to a record
@@ -82,7 +91,7 @@ def is_wanted(record: logging.LogRecord) -> bool:
     """Keep noisy libraries quiet, also when somebody has set their level lower."""
     if not _is_from(QUIET, record):
         return True
-    return record.levelno >= logging.WARNING and record.msg not in REPETITIONS
+    return record.levelno >= logging.WARNING and not str(record.msg).startswith(REPETITIONS)
 
 
 class Assembly:

@@ -166,12 +166,13 @@ def test_the_amqp_libraries_show_neither_frames_nor_urls_nor_tracebacks(lines: L
     library.debug("Connecting to: %s", f"amqp://user:{CANARY}@host")
     library.error("Unexpected frame %r after %d of %5.1f s", Frame(), 3, 2.0)
     library.error("error when creating transport: %r", OSError(CANARY))  # said once by us instead
-    library.warning("Connection %r was blocked by: %r", Frame(), CANARY)
+    library.warning("Connection %r was blocked by: %r", Frame(), CANARY)  # and this
+    library.warning("Got frame for closed channel %d: %r", 3, Frame())
     library.error("Consumer callback failed", exc_info=ValueError(CANARY))
 
     assert [line["message"] for line in lines.all] == [
         "Unexpected frame <Frame> after 3 of 2.0 s",
-        "Connection <Frame> was blocked by: <str>",
+        "Got frame for closed channel 3: <Frame>",
         "Consumer callback failed",
     ]
     assert lines.all[2]["error_type"] == "ValueError"
