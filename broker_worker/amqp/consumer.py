@@ -48,11 +48,15 @@ OnDelivery = Callable[[AmqpDelivery], None]
 
 @dataclass(frozen=True, slots=True)
 class Subscription:
-    """A queue to consume: its name to publishers, its name in the broker, how many unsettled at once."""
+    """A queue to consume: its name to publishers, its name in the broker, how many unsettled at once.
+
+    A body of more than `largest` bytes is not taken: the delivery has an `UntakenBody`.
+    """
 
     queue: str
     amqp_queue: str
     prefetch: int
+    largest: int | None = None
 
 
 class Consumption:
@@ -319,7 +323,11 @@ class _Consumer:
             channel = await open_channel(connection.wire, ConsumingChannel)
             self.is_answered = True
             acker = Acker(channel, self._count)
-            channel.receive(connection.deliveries, lambda delivered: self._arrived(acker, delivered))
+            channel.receive(
+                connection.deliveries,
+                lambda delivered: self._arrived(acker, delivered),
+                largest=self.subscription.largest,
+            )
             try:
                 await channel.basic_qos(prefetch_count=self.subscription.prefetch)
                 self._acker = acker  # before the first delivery, which may come before the confirmation
