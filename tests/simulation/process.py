@@ -106,7 +106,7 @@ class SimulatedApp(app.App):
         super().__init__(process.settings, process.registry, Witnessed(process))  # type: ignore[arg-type]
         parts = self.daemon._parts
         services = [each for each in parts.services if _service_name(each) not in UNSIMULATED]
-        self.daemon._parts = replace(parts, services=services)
+        self.daemon._parts = replace(parts, services=services, leave_at_once=process.leave_at_once)
 
     @property
     def consumptions(self) -> list[SimulatedConsumption]:
@@ -218,6 +218,12 @@ class SimulatedProcess(Life):
         if self.app is not None and not self.is_dead:
             self.is_ending = True
             self.world.loop.call_soon(self.app.signals.ask, "SIGTERM", context=self.context)
+
+    def leave_at_once(self) -> None:
+        """Do what `os._exit` does."""
+        if not self.is_dead:
+            self.world.done["left_at_once"] += 1
+            self._end(1, is_expected=self.is_ending)
 
     def pause(self, seconds: float) -> None:
         """Send SIGSTOP, and later SIGCONT."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import hashlib
 import os
 import random
 from collections import Counter
@@ -17,7 +18,7 @@ from datetime import timedelta
 
 from broker_worker.settings import Settings
 from broker_worker.task import TERMINAL
-from tests.faults.records import Recording
+from tests.faults.records import Recording, line
 from tests.simulation import handlers
 from tests.simulation.broker import Broker
 from tests.simulation.database import SimulatedDatabase
@@ -49,6 +50,13 @@ class Simulated:
     done: Counter[str] = field(default_factory=Counter)  # by the daemons, by what they call it
     stuck: str = ""  # why it did not come to its end
     callbacks: int = 0
+
+    def digest(self) -> str:
+        """Tell two runs apart by everything that was recorded."""
+        digest = hashlib.sha256()
+        for record in self.recording.all():
+            digest.update(line(record).encode())
+        return digest.hexdigest()
 
 
 def simulate(
