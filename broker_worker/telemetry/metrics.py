@@ -33,6 +33,7 @@ from broker_worker.events import (
 )
 from broker_worker.outcome import Cancelled, Dead, Outcome, Postponed, Reason, Released, Succeeded
 from broker_worker.telemetry.attempt_series import AttemptSeries
+from broker_worker.telemetry.server_lines import FOR_PEOPLE
 
 UNKNOWN = "unknown"  # stands for every name that is not ours
 HOWS = frozenset(
@@ -131,6 +132,8 @@ class MetricsSubscriber:
         """Alerts need series that exist before anything happens."""
         for queue in self._queues:
             self._machinery.consumer_up.labels(queue).set(0)
+            for code in FOR_PEOPLE:
+                self._machinery.consumer_losses.labels(queue, str(code))
             self._work.duplicates.labels(queue)
 
     def _attempt_started(self, event: AttemptStarted) -> None:

@@ -25,8 +25,8 @@ def test_every_metric_that_the_alerts_name_exists() -> None:
     assert (named | sampled) - {"broker_worker_"} <= known
 
 
-def test_there_are_six() -> None:
-    assert len(RULES) == 6
+def test_there_are_eight() -> None:
+    assert len(RULES) == 8
 
 
 @pytest.mark.parametrize(("rule", "text"), RULES, ids=map(str, range(len(RULES))))

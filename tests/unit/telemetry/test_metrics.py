@@ -12,6 +12,7 @@ from broker_worker.events import (
     DeliverySettled,
     LifecycleChanged,
     PublishFailed,
+    PublishingBlocked,
     ServiceFailed,
     ServiceWorked,
     TopologyRepaired,
@@ -148,6 +149,24 @@ def test_the_machinery_shows_how_it_is(metrics: MetricsSubscriber) -> None:
     assert found["service_rows_total", "rescuer", "rescued"] == 3
     assert found["topology_repairs_total",] == 1
     assert found["serving",] == 1
+
+
+def test_lost_consumers_are_counted_by_the_brokers_code(metrics: MetricsSubscriber) -> None:
+    metrics(ConsumerChanged("reports", is_up=False, code=406))
+    metrics(ConsumerChanged("reports", is_up=False))
+
+    found = series(metrics)
+    assert found["consumer_losses_total", "406", "reports"] == 1
+    assert found["consumer_losses_total", "none", "reports"] == 1
+    assert found["consumer_losses_total", "403", "email"] == 0  # it is there before anything happens
+
+
+def test_it_shows_that_the_broker_takes_no_publishes(metrics: MetricsSubscriber) -> None:
+    metrics(PublishingBlocked(is_blocked=True, reason="low on memory"))
+    during = series(metrics)
+    metrics(PublishingBlocked(is_blocked=False))
+
+    assert (during["publishing_blocked",], series(metrics)["publishing_blocked",]) == (1, 0)
 
 
 def test_a_worker_that_drains_is_not_serving(metrics: MetricsSubscriber) -> None:
