@@ -11,7 +11,8 @@ import struct
 from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from functools import lru_cache
-from uuid import uuid4
+from itertools import count
+from secrets import token_hex
 
 from pamqp import commands, encode
 from pamqp.header import ContentHeader
@@ -27,6 +28,7 @@ FLAGS_AT = 12  # bytes: class, weight and body size come before
 UNCOMMON = 0b111  # more flags to come, a cluster id, a bit that has no meaning
 SECONDS = struct.Struct(">Q")
 FLAGS = struct.Struct(">H")
+LENGTH = struct.Struct(">I")
 FIELDS = (  # in the order of the wire
     (1 << 15, "content_type"),
     (1 << 14, "content_encoding"),
@@ -43,7 +45,10 @@ FIELDS = (  # in the order of the wire
     (1 << 3, "app_id"),
 )
 Value = str | int | datetime | Mapping[str, object] | None
+PROCESS = token_hex(8)  # begins the id of each publish of ours
 TYPE_HEADER = "task-type"  # where the contract looks for a task name that is no short string
+
+_numbers = count()
 
 
 class EncodedProperties(commands.Basic.Properties):
@@ -134,7 +139,7 @@ def encode_properties(properties: Properties) -> EncodedProperties:
     Raises:
         PublishError: a value can't be sent by AMQP; the text names it.
     """
-    message_id = uuid4().hex
+    message_id = f"{PROCESS}{next(_numbers):x}"
     headers, short_type = properties.headers, properties.type
     if short_type is not None and len(short_type.encode(errors="replace")) > SHORT:
         headers, short_type = {**headers, TYPE_HEADER: short_type}, None
@@ -190,9 +195,10 @@ def _marshal(fields: Iterable[tuple[int, str, Value]]) -> bytes:
 
 def _table(headers: Mapping[str, object]) -> bytes:
     output = b"".join(_key(name) + _field(name, value) for name, value in headers.items())
-    return struct.pack(">I", len(output)) + output
+    return LENGTH.pack(len(output)) + output
 
 
+@lru_cache(500)  # our own and a publisher's: few
 def _key(name: str) -> bytes:
     key = short(name).encode(errors="replace")
     return bytes((len(key),)) + key
@@ -201,10 +207,13 @@ def _key(name: str) -> bytes:
 def _field(name: str, value: object) -> bytes:
     try:
         match value:
+            case str():
+                text = value.encode()
+                return b"S" + LENGTH.pack(len(text)) + text
             case float():
                 return b"d" + struct.pack(">d", value)
             case bytes():
-                return b"x" + struct.pack(">I", len(value)) + value
+                return b"x" + LENGTH.pack(len(value)) + value
             case datetime():
                 return b"T" + struct.pack(">Q", int(value.timestamp()))
             case _:
