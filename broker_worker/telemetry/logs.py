@@ -12,6 +12,7 @@ import sys
 from collections.abc import Callable, Iterable, Mapping, MutableMapping
 from contextlib import suppress
 from datetime import UTC, datetime
+from math import isfinite
 from typing import TextIO, cast
 
 import structlog
@@ -290,7 +291,9 @@ def _json(value: object) -> str:
     kind = type(value)
     if kind is str:
         return QUOTED(cast("str", value))
-    return repr(value) if kind is int else json.dumps(value)
+    if kind is int or (kind is float and isfinite(cast("float", value))):
+        return repr(value)
+    return json.dumps(value)
 
 
 def _timestamp(record: logging.LogRecord) -> str:
