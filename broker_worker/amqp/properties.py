@@ -139,7 +139,7 @@ def encode_properties(properties: Properties) -> EncodedProperties:
     Raises:
         PublishError: a value can't be sent by AMQP; the text names it.
     """
-    message_id = f"{PROCESS}{next(_numbers):x}"
+    message_id = f"{PROCESS}{next(_numbers):016x}"
     headers, short_type = properties.headers, properties.type
     if short_type is not None and len(short_type.encode(errors="replace")) > SHORT:
         headers, short_type = {**headers, TYPE_HEADER: short_type}, None
