@@ -9,7 +9,7 @@ from uuid import UUID
 import pytest
 
 from broker_worker.failure import Refusal
-from broker_worker.message import Message, TaskId
+from broker_worker.message import Message, Properties, TaskId, UntakenBody
 from broker_worker.outcome import Failure, Reason
 from broker_worker.step import conflict_letter, step_of_decision
 from broker_worker.task import (
@@ -346,6 +346,28 @@ def state_of(meeting: Meeting) -> TaskState | None:
 RUNS = (Claimed, Resumed)
 WRITES = (Claimed, Refused, PutOff, Reemitted, Expired, CancelledBefore, GivenBody)
 SETTLES = (Adopted, Duplicate, Conflicting, NeedsSlot, NeedsLane, Resumed)
+
+
+UNTAKEN = Refusal(Reason.OVERSIZE, Failure("ContractError"))
+
+
+def untaken() -> Arrival:
+    """A delivery of the same message whose body was too large for this process."""
+    body = UntakenBody.of(Properties(), size=10**9, digest=CURRENT.digest)
+    return replace(CURRENT, message=replace(CURRENT.message, body=body), refusal=UNTAKEN)
+
+
+@pytest.mark.parametrize(("task", "holder"), [(row, holder) for row, holder in rows() if row is not None])
+def test_a_body_that_was_not_taken_is_never_given_to_a_row_or_a_run(task: Task, holder: Holder) -> None:
+    decision = decide(task, untaken(), holder)
+
+    assert not isinstance(decision, GivenBody | Adopted | PutOff | Reemitted | Claimed | Resumed)
+
+
+def test_a_body_that_was_not_taken_ends_what_only_it_could_go_on_with() -> None:
+    assert decide(None, untaken()) == Refused(Reason.OVERSIZE, UNTAKEN.failure)
+    assert decide(RUNNING, untaken(), Holder.DEAD) == Refused(Reason.OVERSIZE, UNTAKEN.failure)
+    assert decision_of(RUNNING, untaken(), Holder.ELSEWHERE) is Duplicate
 
 
 def test_every_kind_of_decision_occurs(meetings: list[Meeting]) -> None:

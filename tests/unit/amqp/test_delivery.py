@@ -24,6 +24,7 @@ class Channel:
         self.room = room
         self.unacked: list[int] = []
         self.acked: set[int] = set()
+        self.dead_lettered: set[int] = set()
         self.frames = 0
 
     def deliver(self, acker: Acker, count: int) -> None:
@@ -42,7 +43,10 @@ class Channel:
         assert tag in self.unacked, "unknown delivery tag: the broker closes the channel"
         done = {one for one in self.unacked if one == tag or (frame.multiple and one < tag)}
         self.unacked = [one for one in self.unacked if one not in done]
-        self.acked |= done
+        if isinstance(frame, commands.Basic.Nack) and not frame.requeue:
+            self.dead_lettered |= done
+        else:
+            self.acked |= done
         return True
 
 
@@ -54,6 +58,46 @@ def pair(**options: int) -> tuple[Channel, Acker]:
 async def turn() -> None:
     await asyncio.sleep(0)
     await asyncio.sleep(0)
+
+
+async def test_what_is_set_aside_is_dead_lettered_and_never_acked_with_its_neighbours() -> None:
+    channel, acker = pair()
+    channel.deliver(acker, 4)
+
+    acker.settle(1)
+    acker.set_aside(2)
+    acker.settle(3)
+    acker.settle(4)
+    await turn()
+
+    assert channel.dead_lettered == {2}
+    assert channel.acked == {1, 3, 4}
+    assert acker.unsettled == 0
+
+
+async def test_what_finds_no_room_to_be_set_aside_holds_later_acks_up_until_it_does() -> None:
+    channel, acker = pair(room=0)
+    channel.deliver(acker, 2)
+
+    acker.set_aside(1)
+    acker.settle(2)
+    assert acker.unsettled == 1
+    channel.room = 10
+    while acker.unsettled:
+        await asyncio.sleep(0)
+    await turn()
+
+    assert channel.dead_lettered == {1}
+
+
+async def test_what_is_set_aside_on_a_lost_channel_goes_back_by_itself() -> None:
+    channel, acker = pair()
+    channel.deliver(acker, 1)
+    channel.is_alive = False
+
+    acker.set_aside(1)
+
+    assert channel.unacked == [1]
 
 
 async def test_acks_of_one_turn_go_out_as_one_frame() -> None:

@@ -10,6 +10,7 @@ from pamqp import body, commands, header, heartbeat
 from pamqp.frame import marshal
 
 from broker_worker.amqp.delivery_stream import SIGN_OF_LIFE, Delivered, DeliveryStream
+from broker_worker.message import Message, TaskId, UntakenBody
 
 OURS, OTHER = 1, 2
 
@@ -29,13 +30,15 @@ CLOSE = marshal(commands.Channel.Close(404, "gone", 60, 20), OURS)
 BEAT = marshal(heartbeat.Heartbeat(), 0)
 
 
-async def read(data: list[bytes], *, subscribed: bool = True) -> tuple[list[Delivered], bytes]:
+async def read(
+    data: list[bytes], *, subscribed: bool = True, largest: int | None = None
+) -> tuple[list[Delivered], bytes]:
     """Feed pieces to a stream; what the subscriber got, and what is left for the library."""
     reader = asyncio.StreamReader()
     stream = DeliveryStream(reader)
     taken: list[Delivered] = []
     if subscribed:
-        stream.subscribe(OURS, taken.append)
+        stream.subscribe(OURS, taken.append, largest=largest)
     left = b""
 
     async def read_on() -> None:
@@ -51,6 +54,37 @@ async def read(data: list[bytes], *, subscribed: bool = True) -> tuple[list[Deli
     with pytest.raises(asyncio.IncompleteReadError) as error:
         await reading
     return taken, left + error.value.partial
+
+
+async def test_of_a_body_over_the_limit_only_size_and_digest_are_kept() -> None:
+    small, large, next_one = b"x" * 25, b"y" * 26, b"z"
+    data = b"".join([delivery(small), delivery(large, tag=2), delivery(next_one, tag=3)])
+
+    taken, _ = await read([data[at : at + 7] for at in range(0, len(data), 7)], largest=25)
+
+    assert [one.body for one in taken] == [small, b"", next_one]
+    untaken = taken[1].body
+    assert isinstance(untaken, UntakenBody)
+    assert untaken.size == 26
+    assert untaken.digest == Message(TaskId("q", "n", "i"), large).digest()
+
+
+async def test_a_body_as_large_as_may_be_is_taken_and_an_empty_one_too() -> None:
+    taken, _ = await read([delivery(b"x" * 25), delivery(b"", tag=2)], largest=25)
+
+    assert [type(one.body) for one in taken] == [bytes, bytes]
+
+
+async def test_a_message_that_is_not_taken_twice_has_the_same_letter_and_another_has_not() -> None:
+    taken, _ = await read(
+        [delivery(b"x" * 9), delivery(b"x" * 9, tag=2), delivery(b"y" * 9, tag=3)], largest=5
+    )
+
+    first, again, other = [one.body for one in taken]
+    assert isinstance(first, UntakenBody)
+    assert isinstance(again, UntakenBody)
+    assert isinstance(other, UntakenBody)
+    assert first.letter_seed == again.letter_seed != other.letter_seed
 
 
 async def test_a_delivery_is_handed_over_and_the_library_gets_a_sign_of_life() -> None:
