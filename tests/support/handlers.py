@@ -38,6 +38,13 @@ async def gated(context: Context) -> str:
     return "through"
 
 
+@registry.task("takes_a_while")
+async def takes_a_while(seconds: float, context: Context) -> str:
+    note(context)
+    await asyncio.sleep(seconds)
+    return "slept"
+
+
 @registry.task("fails_once")
 async def fails_once(context: Context) -> int:
     note(context)
