@@ -1,12 +1,11 @@
 """What a run comes to: figures for the file, and tables for people.
 
-`python -m tests.faults.results [FILE]` prints those of docs/reliability.md.
+`python -m tests.faults.results` writes those of docs/reliability.md anew, from the last run.
 """
 
 from __future__ import annotations
 
 import json
-import sys
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -113,36 +112,58 @@ def show(results: Results) -> str:
 
 
 LATEST = Path(__file__).parent / "results" / "latest.json"
+PAGE = Path(__file__).parents[2] / "docs" / "reliability.md"
+COLUMNS = 3  # kinds in a line
+BEGIN, END = "<!-- last run -->\n", "<!-- end of the last run -->\n"
+
+
+def document() -> None:
+    """Put the tables of the last run into the documentation."""
+    before, _, rest = PAGE.read_text().partition(BEGIN)
+    lines = "\n".join(tables(json.loads(LATEST.read_text())))
+    PAGE.write_text(f"{before}{BEGIN}\n{lines}\n\n{END}{rest.partition(END)[2]}")
 
 
 def tables(facts: dict[str, Any]) -> Iterator[str]:
     """The last run, for the documentation."""
-    figures, recovery = facts["figures"], facts["recovery_s"]
-    publishes = ", ".join(f"{count} {kind}" for kind, count in figures["publishes"].items())
-    states = ", ".join(f"{count} {state}" for state, count in figures["states"].items())
-    violations = sum(found["violations"] for found in facts["violations"].values())
-    checked = sum(found["checked"] for found in facts["violations"].values())
     yield from ("| | |", "|---|---|")
-    yield f"| begun, seed, minutes | {facts['at']}, {facts['seed']}, {facts['minutes']:g} |"
-    yield f"| publishes | {publishes} |"
-    yield f"| tasks in the end | {states} |"
-    yield f"| faults | {facts['faults']} of {sum(map(bool, facts['faults_by_kind'].values()))} kinds |"
-    yield f"| violations | {violations} in {checked} checks |"
-    yield f"| recovery, s | {', '.join(f'{name} {recovery[name]}' for name in SHARES)} |"
-    yield f"| quiet after the last fault, s | {facts['drained_after_s']} |"
-    yield f"| memory, MiB an hour | {facts['memory_mib_per_hour']} |"
-    yield f"| simulated seeds | {simulated(facts['simulation'])} |"
-    for target, is_met in facts["targets"].items():
-        yield f"| {target} | {'yes' if is_met else '**no**'} |"
+    for name, value in rows(facts).items():
+        yield f"| {name} | {value} |"
     yield ""
-    yield from ("| fault | done | recovery p95, s |", "|---|---|---|")
-    for kind, count in facts["faults_by_kind"].items():
-        shown = recovery["p95_by_kind"].get(kind)
-        yield f"| `{kind}` | {count} | {'' if shown is None else shown} |"
-    broken = {code: found["violations"] for code, found in facts["violations"].items() if found["violations"]}
-    if broken:
-        yield ""
-        yield f"Broken: {', '.join(f'{code} {count} times' for code, count in broken.items())}."
+    head = "fault | done | recovery p95, s | "
+    yield from (f"| {head * COLUMNS}".rstrip(), f"|{'---|' * 3 * COLUMNS}")
+    p95_by_kind = facts["recovery_s"]["p95_by_kind"]
+    cells = [
+        f"`{kind}` | {count} | {p95_by_kind.get(kind, '')} |"
+        for kind, count in facts["faults_by_kind"].items()
+    ]
+    for at in range(0, len(cells), COLUMNS):
+        yield f"| {' '.join(cells[at : at + COLUMNS])}"
+
+
+def rows(facts: dict[str, Any]) -> dict[str, str]:
+    """The figures, by what they are."""
+    figures, recovery, found = facts["figures"], facts["recovery_s"], facts["violations"]
+    kinds = sum(map(bool, facts["faults_by_kind"].values()))
+    checked = sum(each["checked"] for each in found.values())
+    broken = [f"{code} {each['violations']} times" for code, each in found.items() if each["violations"]]
+    missed = [target for target, is_met in facts["targets"].items() if not is_met]
+    return {
+        "begun, seed, minutes": f"{facts['at']}, {facts['seed']}, {facts['minutes']:g}",
+        "publishes": listed(figures["publishes"]),
+        "tasks in the end": listed(figures["states"]),
+        "faults": f"{facts['faults']} of {kinds} kinds; not done: {sum(facts['faults_not_done'].values())}",
+        "violations": f"{', '.join(broken) or 'none'} in {checked} checks",
+        "recovery, s": ", ".join(f"{name} {recovery[name]}" for name in SHARES),
+        "quiet after the last fault, s": str(facts["drained_after_s"]),
+        "memory, MiB an hour": str(facts["memory_mib_per_hour"] or "the run was too short"),
+        "simulated seeds": simulated(facts["simulation"]),
+        "targets that were missed": ", ".join(missed) or "none",
+    }
+
+
+def listed(counts: dict[str, int]) -> str:
+    return ", ".join(f"{count} {name}" for name, count in counts.items())
 
 
 def simulated(simulation: dict[str, Any] | None) -> str:
@@ -155,5 +176,4 @@ def simulated(simulation: dict[str, Any] | None) -> str:
 
 
 if __name__ == "__main__":
-    path = Path(sys.argv[1]) if len(sys.argv) > 1 else LATEST
-    sys.stdout.write("\n".join(tables(json.loads(path.read_text()))) + "\n")
+    document()

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
+from pathlib import Path
 
 import pytest
 
 from tests.faults.injection import ACTIONS
 from tests.faults.schedule import KIND_BY_NAME, KINDS, MOST_AT_ONCE, schedule
+
+ROOT = Path(__file__).parents[3]
 
 
 def test_the_same_seed_makes_the_same_plan_and_another_another() -> None:
@@ -48,6 +51,12 @@ def test_half_of_the_faults_wait_for_an_event() -> None:
     plan = schedule(3, seconds=3600, faults=500)
 
     assert 200 < sum(each.waiting is not None for each in plan) < 350
+
+
+def test_every_kind_is_documented() -> None:
+    text = (ROOT / "docs" / "reliability.md").read_text()
+
+    assert [kind.name for kind in KINDS if f"`{kind.name}`" not in text] == []
 
 
 def test_every_kind_has_an_action_and_every_action_a_kind() -> None:
