@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import signal
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -158,6 +159,23 @@ def test_a_queue_that_lost_its_leader_is_said_and_the_others_are_consumed(
     worker.wait_ready()
     own_service.publish(message("double", "t-2", {"x": 1}), queue="other")
     own_service.until_states(succeeded=2)
+
+
+def test_heartbeats_go_on_while_a_stopping_worker_waits_for_its_tasks(own_service: Service) -> None:
+    url = f"{own_service.amqp_url}?heartbeat=2"
+    worker = own_service.start(AMQP_URL=url, SHUTDOWN_GRACE="120s")
+    own_service.publish(message("gated", "t-1"))
+    until("it runs", lambda: own_service.runs()["t-1"] == 1)
+
+    worker.signal(signal.SIGTERM)
+    until("it drains", lambda: says(worker, "worker draining"))
+    begun = beat(own_service)
+    until("three heartbeats were due, and more", lambda: beat(own_service) >= begun + BEATS)
+    own_service.gate.touch()
+
+    assert worker.wait() == 0
+    assert not says(worker, "connection lost")
+    assert (own_service.states(), own_service.depth()) == ({"succeeded": 1}, 0)
 
 
 def test_a_clean_stop_loses_nothing_in_its_own_words(own_service: Service) -> None:
