@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
+from pathlib import Path
 
 import pytest
 
 from tests.faults.checker import check
 from tests.faults.mutants.catalogue import MUTANTS
 from tests.faults.mutants.mutant import Mutant
+from tests.faults.mutants.on_servers import MUTANTS as ON_SERVERS
 from tests.simulation.simulation import simulate
 
 SEEDS = 150  # within which a mutant has to be killed; most need one or two
@@ -53,3 +56,18 @@ def test_a_mutant_changes_the_code_and_leaves_it_as_it_was(mutant: Mutant) -> No
 
 def test_no_two_mutants_have_one_name() -> None:
     assert len({mutant.name for mutant in MUTANTS}) == len(MUTANTS) >= 12
+
+
+@pytest.mark.parametrize("mutants", [MUTANTS, ON_SERVERS])
+def test_the_documentation_names_every_mutant_and_what_kills_it(mutants: Sequence[Mutant]) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "reliability.md").read_text()
+
+    assert [each.name for each in mutants if not is_listed(each, page)] == []
+
+
+def is_listed(mutant: Mutant, page: str) -> bool:
+    """Whether a line of the table has it; one that is in both lists may say its mistake in other words."""
+    return any(
+        line.startswith(f"| {mutant.name} |") and f"| {mutant.killed_by} |" in line
+        for line in page.splitlines()
+    )
