@@ -24,7 +24,7 @@ from asyncpg.exceptions import InterfaceError as DriverInterfaceError
 from asyncpg.exceptions import PostgresError as DriverError
 from asyncpg.prepared_stmt import PreparedStatement
 from sqlalchemy import TextClause, event
-from sqlalchemy.engine.interfaces import DBAPIConnection
+from sqlalchemy.engine.interfaces import DBAPIConnection, ExceptionContext
 from sqlalchemy.exc import DBAPIError, InterfaceError, SQLAlchemyError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
@@ -62,6 +62,7 @@ UNAVAILABLE_CODES = frozenset(
     {"25006", "40001", "40P01", "55P03", "57014", "25P03", "3D000", "28000", "28P01"}
 )
 LOCK_NOT_AVAILABLE = "55P03"
+READ_ONLY = "25006"  # after a failover the old primary may go on answering as a standby
 # whatever the driver raises; a lost connection may show as an error of the operating system
 FAULTS = (SQLAlchemyError, DriverError, DriverInterfaceError, InternalClientError, OSError)
 UNREADABLE = "the database URL can't be read: are its user and password percent-encoded?"
@@ -240,6 +241,7 @@ class Database:
             pool_use_lifo=True,
             hide_parameters=True,
         )
+        event.listen(engine.sync_engine, "handle_error", _leave_what_is_read_only)
         if is_handlers:
             event.listen(engine.sync_engine, "connect", _keep_no_statements_behind_a_pooler)
         return cls(engine, schema)
@@ -279,8 +281,12 @@ class Database:
                 try:
                     return await driver.fetch_alone(sql, *(parameters[name] for name in names))
                 except BaseException as error:
-                    # after an answer of the server the connection is as good as before
-                    if driver.is_closed() or not isinstance(error, DriverError):
+                    # after most answers of the server the connection is as good as before
+                    if (
+                        driver.is_closed()
+                        or not isinstance(error, DriverError)
+                        or sqlstate(error) == READ_ONLY
+                    ):
                         await connection.invalidate()
                     raise
 
@@ -452,6 +458,12 @@ async def _is_direct(connection: asyncpg.Connection) -> bool:
     async with connection.transaction():
         server: int = await connection.fetchval("SELECT pg_backend_pid()")
     return server == connection.get_server_pid()  # type: ignore[no-any-return]
+
+
+def _leave_what_is_read_only(context: ExceptionContext) -> None:
+    """Have the whole pool connected anew, by the rules of the URL, when its server takes no more writes."""
+    if sqlstate(context.original_exception) == READ_ONLY:
+        context.is_disconnect = True
 
 
 def _keep_no_statements_behind_a_pooler(adapted: DBAPIConnection, _: object) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
 
 import asyncpg
@@ -136,3 +136,31 @@ async def test_after_a_session_was_ended_there_is_another(database_url: str) -> 
     await admin.close()
 
     assert len(again) == 1
+
+
+async def single(database: Database) -> None:
+    await database.single(text("INSERT INTO written VALUES (1) RETURNING n"), {})
+
+
+async def in_a_transaction(database: Database) -> None:
+    async with database.transaction() as connection:
+        await connection.execute(text("INSERT INTO written VALUES (1)"))
+
+
+@pytest.mark.parametrize("write", [single, in_a_transaction])
+async def test_a_server_that_became_read_only_is_left_for_the_one_that_is_not(
+    write: Callable[[Database], Awaitable[None]], database_url: str
+) -> None:
+    admin = await asyncpg.connect(database_url)
+    name = await admin.fetchval("SELECT current_database()")
+    await admin.execute("CREATE TABLE written (n int)")
+    async with opened(database_url) as database:
+        await admin.execute(f"ALTER DATABASE {name} SET default_transaction_read_only = on")
+        with pytest.raises(StoreUnavailableError, match="25006"):
+            await write(database)
+        await admin.execute(f"ALTER DATABASE {name} SET default_transaction_read_only = off")
+        await write(database)
+    written = await admin.fetchval("SELECT count(*) FROM written")
+    await admin.close()
+
+    assert written == 1

@@ -1,0 +1,90 @@
+"""Every SQLSTATE that the driver knows, and what a worker makes of it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import asyncpg
+import pytest
+from sqlalchemy.exc import DBAPIError, InterfaceError
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
+
+from broker_worker.errors import StoreBusyError, StoreDataError, StoreUnavailableError
+from broker_worker.store import database
+
+# what a worker waits for, uncharged, until it is over
+GONE = {"08000", "08001", "08003", "08004", "08006", "08007", "08P01"}
+ENDED = {"57P01", "57P02", "57P03", "57P04", "57P05"}
+FULL = {"53000", "53100", "53200", "53300", "53400"}
+OF_THE_SYSTEM = {"58000", "58030", "58P01", "58P02", "58P03"}
+READ_ONLY = {"25006"}
+TRANSIENT = {"40001", "40P01", "57014", "25P03"}
+NO_ENTRY = {"28000", "28P01", "3D000"}  # while a password rotates or a database is restored
+WAITED_FOR = GONE | ENDED | FULL | OF_THE_SYSTEM | READ_ONLY | TRANSIENT | NO_ENTRY
+LOCKED = {"55P03"}  # tried again at once, one by one
+
+
+def known() -> dict[str, type[Any]]:
+    found: dict[str, Any] = {}
+    for kind in vars(asyncpg.exceptions).values():
+        if isinstance(kind, type) and issubclass(kind, asyncpg.PostgresError) and kind.sqlstate:
+            found.setdefault(kind.sqlstate, kind)
+    return {code: kind for code, kind in found.items() if len(code) == len("00000")}
+
+
+KNOWN = known()
+
+
+def made_of(error: Exception) -> Exception:
+    """Return what one of our statements raises when the driver raises `error`."""
+    with pytest.raises(Exception) as raised, database._translated():  # noqa: PT011 - which it is, is asked for
+        raise error
+    return raised.value
+
+
+def test_the_driver_knows_all_that_is_waited_for() -> None:
+    # two are newer than the driver
+    assert KNOWN.keys() | {"57P05", "08P01"} >= WAITED_FOR | LOCKED
+
+
+@pytest.mark.parametrize("code", sorted(KNOWN))
+def test_each_error_of_postgres_is_one_of_four_kinds(code: str) -> None:
+    raised = made_of(KNOWN[code]("it says why\nDETAIL: with values"))
+
+    if code in LOCKED:
+        expected: type[Exception] = StoreBusyError
+    elif code in WAITED_FOR:
+        expected = StoreUnavailableError
+    elif code.startswith("22"):
+        expected = StoreDataError
+    else:
+        expected = KNOWN[code]
+    assert type(raised) is expected
+    assert expected is KNOWN[code] or "values" not in str(raised)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        ConnectionResetError("gone"),
+        OSError("no route"),
+        TimeoutError(),
+        PoolTimeoutError("all are taken"),
+        asyncpg.InterfaceError("connection is closed"),
+        asyncpg.ConnectionDoesNotExistError("in the middle of an operation"),
+        asyncpg.InternalClientError("no host is as it should be"),
+        InterfaceError("SELECT 1", None, asyncpg.InterfaceError("connection is closed")),
+        DBAPIError("SELECT 1", None, ConnectionResetError("gone")),
+        DBAPIError("SELECT 1", None, Exception("of the server"), connection_invalidated=True),
+    ],
+    ids=repr,
+)
+def test_a_connection_that_is_gone_is_waited_for(error: Exception) -> None:
+    assert type(made_of(error)) is StoreUnavailableError
+
+
+@pytest.mark.parametrize("code", ["23505", "42P01", "42501", "XX000"])
+def test_what_the_toolkit_wraps_keeps_its_kind(code: str) -> None:
+    error = DBAPIError("INSERT", None, KNOWN[code]("refused"))
+
+    assert made_of(error) is error
