@@ -190,3 +190,51 @@ def test_a_daemon_that_fails_at_its_end_leaves_nothing_undone_and_nothing_done_t
 
     service.gate.touch()
     finish(service, batch)
+
+
+@pytest.mark.parametrize(("place", "action"), rows("replaying", "replayed"))
+def test_a_replay_that_fails_half_way_is_done_once_or_not_at_all(
+    service: FailingService, place: str, action: Action
+) -> None:
+    worker = service.start()
+    batch = Batch(service, ("gives_up",))
+    batch.publish()
+    batch.check()
+    (letter,) = batch.letters()
+    replay = ("dead", "replay", str(letter))
+
+    failing, log = service.begin(*replay, FAILPOINT=f"{place}:{action}")
+    until(f"it is at {place}", lambda: is_reached(log))
+    if action is Action.HANG:
+        failing.kill()
+    failing.wait(SECONDS_TO_END)
+    again, _ = service.begin(*replay)  # as the operator does who saw it fail
+    again.wait(SECONDS_TO_END)
+
+    batch.was_replayed, batch.allows_failures = True, 1
+    until("it died again", lambda: service.runs()[batch.id_of("gives_up")] == 2)
+    batch.check()
+    audited = "SELECT action FROM broker_worker.audit WHERE dead_letter = %s"
+    assert service.find(audited, letter) == [{"action": "replay"}]
+    assert worker.stop() == 0
+    service.is_known_good = True
+
+
+@pytest.mark.parametrize(("place", "action"), rows("rescued"))
+def test_a_rescue_that_fails_half_way_is_done_once_by_the_next(
+    service: FailingService, place: str, action: Action
+) -> None:
+    batch = Batch(service, ("plain", "effect"), allows_crashes=1 + (action is Action.KILL))
+    first = service.start(FAILPOINT="handler_starting:stop", QUEUES="default:2")
+    batch.publish()
+    until("it runs", lambda: is_reached(first.log))
+    first.signal(signal.SIGKILL)
+    first.wait()
+    rescuer = service.start(FAILPOINT=f"{place}:{action}")
+    held = "SELECT 1 FROM broker_worker.tasks WHERE state = 'running' AND has_body AND message_id LIKE %s"
+    until("its body is kept", lambda: service.find(held, f"{batch.name}-%"))
+    service.declare_dead(first.process.pid)
+    until(f"it is at {place}", lambda: is_reached(rescuer.log))
+    end_of(rescuer, action)
+
+    finish(service, batch)
