@@ -25,11 +25,11 @@ LOCKED = {"55P03"}  # tried again at once, one by one
 
 
 def known() -> dict[str, type[Any]]:
-    found: dict[str, Any] = {}
-    for kind in vars(asyncpg.exceptions).values():
-        if isinstance(kind, type) and issubclass(kind, asyncpg.PostgresError) and kind.sqlstate:
-            found.setdefault(kind.sqlstate, kind)
-    return {code: kind for code, kind in found.items() if len(code) == len("00000")}
+    kinds = [kind for kind in vars(asyncpg.exceptions).values() if isinstance(kind, type)]
+    codes = [(getattr(kind, "sqlstate", None), kind) for kind in kinds]
+    return {
+        code: kind for code, kind in reversed(codes) if isinstance(code, str) and len(code) == len("00000")
+    }
 
 
 KNOWN = known()
