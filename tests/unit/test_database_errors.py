@@ -25,7 +25,8 @@ LOCKED = {"55P03"}  # tried again at once, one by one
 
 
 def known() -> dict[str, type[Any]]:
-    kinds = [kind for kind in vars(asyncpg.exceptions).values() if isinstance(kind, type)]
+    found = [each for each in vars(asyncpg.exceptions).values() if isinstance(each, type)]
+    kinds = [each for each in found if issubclass(each, asyncpg.PostgresError)]
     codes = [(getattr(kind, "sqlstate", None), kind) for kind in kinds]
     return {
         code: kind for code, kind in reversed(codes) if isinstance(code, str) and len(code) == len("00000")
