@@ -11,7 +11,7 @@ from tests.faults.results import innocent_deaths
 from tests.faults.runner import Plan, run
 from tests.faults.schedule import KIND_BY_NAME, schedule
 
-pytestmark = pytest.mark.timeout(240)
+pytestmark = pytest.mark.timeout(300)
 
 SEED, SECONDS = 11, 15.0
 QUICK = (  # kinds that are over at once; the others have an hour in `make chaos`

@@ -23,7 +23,8 @@ RETURN, ACK, NACK = (60, 50), (60, 80), (60, 120)
 GET, GET_OK = (60, 70), (60, 71)
 MANDATORY = 1
 # the bits of the properties, in the order in which they travel
-CONTENT_TYPE, HEADERS, DELIVERY_MODE, MESSAGE_ID, TIMESTAMP, TYPE = 15, 13, 12, 7, 6, 5
+CONTENT_TYPE, HEADERS, DELIVERY_MODE, CORRELATION_ID, REPLY_TO = 15, 13, 12, 10, 9
+MESSAGE_ID, TIMESTAMP, TYPE = 7, 6, 5
 SECONDS_TO_OPEN = 10.0
 CHUNK = 65_536
 
@@ -46,6 +47,7 @@ class Properties:
     headers: Mapping[str, str] = field(default_factory=dict)
     raw_headers: bytes = b""
     timestamp: int | None = None
+    reply_to: str = ""  # the correlation id is then the message's own
 
 
 class Connection:
@@ -175,6 +177,8 @@ def header(properties: Properties, size: int) -> bytes:
         (CONTENT_TYPE, short(properties.content_type.encode()) if properties.content_type else None),
         (HEADERS, table),
         (DELIVERY_MODE, b"\x02"),
+        (CORRELATION_ID, short(properties.message_id.encode()) if properties.reply_to else None),
+        (REPLY_TO, short(properties.reply_to.encode()) if properties.reply_to else None),
         (MESSAGE_ID, short(properties.message_id.encode()) if properties.message_id else None),
         (TIMESTAMP, timestamp),
         (TYPE, short(properties.type.encode()) if properties.type else None),

@@ -14,10 +14,11 @@ import select
 import sys
 import time
 from collections import deque
+from dataclasses import replace
 from pathlib import Path
 from random import Random
 
-from tests.faults.amqp_client import Answer, Connection
+from tests.faults.amqp_client import Answer, Connection, Properties
 from tests.faults.records import Publish, digest_of, line
 from tests.faults.workload import Planned, sha256, workload
 
@@ -74,7 +75,7 @@ class Publisher:
             number, planned = self._sending.popleft()
             # also what was sent in part only may have arrived
             self._unanswered[self._connection.published + 1] = number, time.monotonic(), planned
-            self._connection.publish(self._exchange, planned.queue, planned.properties, planned.body)
+            self._connection.publish(self._exchange, planned.queue, self._timed(planned), planned.body)
         for answer in self._connection.answers(TICK):
             self._answered(answer)
         oldest = min((at for _, at, _ in self._unanswered.values()), default=None)
@@ -109,10 +110,26 @@ class Publisher:
                     digest=digest_of(each.properties.content_type, each.body),
                     body=sha256(each.body),
                     expects=each.expects,
+                    reply_to=each.properties.reply_to,
+                    deliver_at=self._moment(each, each.starts_after),
+                    not_after=self._moment(each, each.starts_within),
                 )
             )
         self._log.flush()
         os.fsync(self._log.fileno())
+
+    def _timed(self, planned: Planned) -> Properties:
+        """The properties, with the moments that it names."""
+        moments = {
+            "deliver-at": self._moment(planned, planned.starts_after),
+            "not-after": self._moment(planned, planned.starts_within),
+        }
+        named = {name: str(moment) for name, moment in moments.items() if moment is not None}
+        return replace(planned.properties, headers=named) if named else planned.properties
+
+    def _moment(self, planned: Planned, seconds: float | None) -> float | None:
+        """The same each time that the message is published: it counts from when it was due."""
+        return None if seconds is None else round(self._began + planned.due + seconds, 3)
 
     def _answered(self, answer: Answer) -> None:
         for tag in answer.tags:

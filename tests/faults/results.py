@@ -80,12 +80,17 @@ def summarise(plan: Plan, ran: Ran, *, minutes: float, simulation: dict[str, Any
     return Results(facts, all(targets.values()))
 
 
+def may_end(id_: str) -> tuple[str, ...]:
+    """How a task without a fault of its own may end: one that is not to begin late may be too late."""
+    return ("succeeded", "expired") if id_.startswith("hasty") else ("succeeded",)
+
+
 def innocent_deaths(recording: Recording) -> list[str]:
     """Tasks that nothing was wrong with, and that did not succeed: what no invariant forbids."""
     return [
         f"{row.id}: {row.state} {row.reason}"
         for row in recording.final_tasks
-        if row.name in INNOCENT and not row.id.startswith("hostile") and row.state != "succeeded"
+        if row.name in INNOCENT and not row.id.startswith("hostile") and row.state not in may_end(row.id)
     ]
 
 

@@ -16,6 +16,10 @@ SHARE_OF_SIDE = 0.05  # of what may be in either: a thin stream, which can be st
 MOST_TOGETHER = 30  # messages of a burst
 SHARE_OF_BURSTS = 0.02
 
+REPLIES = "witness.replies"  # a queue
+SHARE_OF_ASKED = 0.05  # of transfers: the publisher wants to know how they end
+TIMED = frozenset({"later", "hasty"})
+
 Expected = Literal["", "task", "letter"]
 
 
@@ -28,6 +32,8 @@ class Planned:
     properties: Properties
     body: bytes
     expects: Expected = "task"
+    starts_after: float | None = None  # seconds from when it is due
+    starts_within: float | None = None
 
 
 def nested(depth: int) -> bytes:
@@ -56,7 +62,9 @@ HOSTILE: tuple[Hostile, ...] = (
 # in thousandths; crashers kill a whole daemon, so most of them do it to a child only
 SHARES: dict[str, int] = {
     "transfer": 600,
-    "plain": 150,
+    "plain": 130,
+    "later": 10,
+    "hasty": 10,
     "falters": 100,
     "fails": 50,
     "slow": 30,
@@ -95,12 +103,24 @@ def _planned(random: Random, number: int, due: float) -> Iterator[Planned]:
         yield Planned(due, MAIN, properties, body, expects)
         return
     name = "transfer" if kind == "duplicates" else kind
+    if kind in TIMED:
+        yield _timed(random, kind, Properties("plain", id_), due)
+        return
     queue = RISKY if kind == "kills_worker" else MAIN
     if kind in {"transfer", "plain", "falters"} and random.random() < SHARE_OF_SIDE:
         queue = SIDE
     body = json.dumps({"amount": random.randint(1, 1000)}).encode()
     for _ in range(random.randint(2, 4) if kind == "duplicates" else 1):
-        yield Planned(due, queue, Properties(name, id_), body)
+        reply_to = REPLIES if kind == "transfer" and random.random() < SHARE_OF_ASKED else ""
+        yield Planned(due, queue, Properties(name, id_, reply_to=reply_to), body)
+
+
+def _timed(random: Random, kind: str, properties: Properties, due: float) -> Planned:
+    """One that may not begin before a moment, or not after one."""
+    body, seconds = b'{"amount": 1}', random.uniform(2.0, 15.0)
+    if kind == "later":
+        return Planned(due, MAIN, properties, body, starts_after=seconds)
+    return Planned(due, MAIN, properties, body, starts_within=seconds)
 
 
 def sha256(body: bytes) -> str:
