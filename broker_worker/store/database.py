@@ -79,6 +79,14 @@ LIMITS = {
 # The planner takes a table that it knows nothing of yet for small, and then scans all of it for each row of a
 # batch. What a worker does all day goes by an index on a table of any size.
 BY_INDEX = {"enable_seqscan": "off"}
+# A worker that vanished without a word would hold what its handlers have locked until their time is over: the
+# server finds out within 25 s. Over a socket of the machine itself these mean nothing.
+LOST_CLIENT = {
+    "tcp_keepalives_idle": "10",
+    "tcp_keepalives_interval": "5",
+    "tcp_keepalives_count": "3",
+    "tcp_user_timeout": "20000",
+}
 MOST_STATEMENTS = 100  # whose descriptions one connection keeps: ours are fewer, and their texts don't change
 
 
@@ -180,8 +188,10 @@ class HandlersConnection(asyncpg.Connection):  # type: ignore[misc]  # the drive
         self._numbers = count()
 
     async def settle(self) -> None:
-        """Find out what lies between."""
-        self.is_direct = await _is_direct(self)
+        """Find out what lies between, and have the server notice when we are gone if nothing does."""
+        if await _is_direct(self):
+            await super().execute(_setting(LOST_CLIENT, is_local=False))
+            self.is_direct = True
 
     async def prepare(self, query: str, **options: object) -> PreparedStatement:
         """Prepare, under a name where nothing lies between."""

@@ -423,6 +423,22 @@ async def test_a_limit_longer_than_postgres_can_count_is_the_longest_that_it_can
         assert shown == "24d"
 
 
+async def test_the_server_asks_within_seconds_whether_a_handler_s_worker_is_still_there(
+    database_url: str,
+) -> None:
+    async with world(database_url) as here:
+        claim = await here.inbox.claim(a_message())
+
+        async with here.transactions.open(claim, limit=timedelta(hours=1)) as transaction:
+            session = await insert(transaction.session)
+            shown = [
+                (await session.execute(text(f"SHOW {name}"))).scalar_one()
+                for name in ("tcp_keepalives_idle", "tcp_keepalives_interval", "tcp_keepalives_count")
+            ]
+
+        assert shown == ["10", "5", "3"]
+
+
 async def amounts_read_before_and_after_a_change(here: World) -> list[str]:
     """Read a column, change its type and read it again: what was seen, or the name of what was raised."""
     await here.inbox.execute("CREATE TABLE amounts (n bigint)")
