@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import signal
 
 import pytest
 
 from tests.e2e.conftest import Service, message
 from tests.support.daemon import until
+from tests.support.services import Broker, call_management
 
 pytestmark = pytest.mark.timeout(180)
 
@@ -95,3 +97,31 @@ def test_a_bystander_of_a_crash_is_charged_once_and_succeeds(service: Service) -
 
     service.until_states(succeeded=6, seconds=90)
     assert {row["attempt"] for row in service.rows("SELECT attempt FROM tasks")} == {2}
+
+
+def test_what_shared_a_prefetch_with_crashers_outlives_the_brokers_delivery_limit(
+    service: Service, broker: Broker
+) -> None:
+    if broker.management_url is None:
+        pytest.fail("this test sets a policy: it needs the HTTP API of RabbitMQ", pytrace=False)
+    assert service.start().stop() == 0  # the queue is there
+    policy = {"pattern": rf"^{broker.prefix}\.q\.", "definition": {"delivery-limit": 1}, "apply-to": "queues"}
+    path = f"/api/policies/{broker.vhost}/limit-{broker.prefix}"
+    call_management(broker.management_url, "PUT", path, json.dumps(policy).encode())
+    service.publish(*(message("gated", f"bystander-{i}") for i in range(5)))
+    for place in ("claimed", "received", "received"):  # while they run, and twice before anything is decided
+        doomed = service.start(ready=False, FAILPOINT=f"{place}:kill9:5")
+        assert doomed.wait() == -signal.SIGKILL
+    dead = f"/api/queues/{broker.vhost}/{broker.prefix}.dead.default"
+    url = broker.management_url
+    until(
+        "the broker gave them up", lambda: json.loads(call_management(url, "GET", dead)).get("messages") == 5
+    )
+    service.gate.touch()
+
+    service.start()
+
+    service.until_states(succeeded=5, seconds=90)
+    service.until_rest()
+    assert max(row["attempt"] for row in service.rows("SELECT attempt FROM tasks")) == 2
+    assert not service.rows("SELECT id FROM dead_letters")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from contextlib import suppress
 from pathlib import Path
@@ -62,6 +63,22 @@ def test_a_child_dies_with_its_daemon(authored: Service) -> None:
     worker.signal(signal.SIGKILL)
 
     until("the child is gone", lambda: not child.exists())
+
+
+def test_of_eight_children_the_one_that_is_killed_is_charged_alone(authored: Service) -> None:
+    worker = authored.start()
+    authored.publish(*(message("child.healthy", f"t-{i}") for i in range(8)))
+    until("all run", lambda: len(authored.runs()) == 8)
+
+    os.kill(int(children(worker.process.pid)[0].name), signal.SIGKILL)
+    until("it is charged", lambda: authored.rows("SELECT 1 FROM attempts"))
+    authored.gate.touch()
+
+    authored.until_states(succeeded=8)
+    assert sorted(row["attempt"] for row in authored.rows("SELECT attempt FROM tasks")) == [1] * 7 + [2]
+    (attempt,) = authored.rows("SELECT outcome FROM attempts")
+    assert attempt["outcome"] == "crashed"
+    assert worker.is_ready()
 
 
 def children(pid: int) -> list[Path]:
