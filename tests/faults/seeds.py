@@ -1,4 +1,4 @@
-"""The simulation's part of a run: programs of its own, one for each processor, and what they found together."""
+"""The simulation's part of a run: a program for each processor, and what they found together."""
 
 from __future__ import annotations
 
@@ -26,11 +26,16 @@ def simulate(first: int, seeds: int) -> dict[str, Any] | None:
             subprocess.Popen(command(begin, end - begin, output), cwd=ROOT)
             for begin, end, output in zip(bounds, bounds[1:], outputs, strict=False)
         ]
-        for program, output in zip(running, outputs, strict=True):
-            found["exit_code"] = max(found["exit_code"], abs(program.wait()))
-            if not output.exists():
-                return found | {"error": f"it ended with {program.returncode} and wrote nothing"}
-            found = added(found, json.loads(output.read_text()))
+        try:
+            for program, output in zip(running, outputs, strict=True):
+                found["exit_code"] = max(found["exit_code"], abs(program.wait()))
+                if not output.exists():
+                    return found | {"error": f"it ended with {program.returncode} and wrote nothing"}
+                found = added(found, json.loads(output.read_text()))
+        finally:
+            for program in running:
+                program.kill()
+                program.wait()
     return found
 
 
