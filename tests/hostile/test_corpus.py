@@ -23,7 +23,7 @@ GOOD = 100  # messages behind them
 OPEN = "state IN ('running', 'retrying')"
 ALL = 240  # at least so many have to be delivered, of all classes
 
-pytestmark = pytest.mark.timeout(120)
+pytestmark = pytest.mark.timeout(240)
 
 
 @pytest.mark.parametrize("cases", CLASSES.values(), ids=CLASSES)
