@@ -126,10 +126,12 @@ class Daemon:
             BrokerWorkerError: it can't serve at all: wrong schema, wrong topology.
         """
         self._emit(LifecycleChanged("starting"))
+        seeing = asyncio.ensure_future(self._see_to_the_end())  # noqa: TID251 - cancelled below
         try:
             if await self._prepare():
                 await self._serve()
         finally:
+            seeing.cancel()
             for let_go in self._parts.let_go:
                 await self._within(LET_GO_WAIT, let_go())
             for close in self._parts.close:
@@ -188,7 +190,6 @@ class Daemon:
 
     async def _serve(self) -> None:
         async with asyncio.TaskGroup() as writers:
-            seeing = writers.create_task(self._see_to_the_end())
             writing = [writers.create_task(self._guarded(job)) for job in self._parts.writers]
             async with asyncio.TaskGroup() as services:
                 jobs = [*self._parts.services, *(each.run for each in self._parts.consumptions)]
@@ -200,7 +201,6 @@ class Daemon:
                     task.cancel()
             for task in writing:
                 task.cancel()
-            seeing.cancel()
 
     async def _guarded(self, job: Job) -> None:
         """Run a part of the daemon; if it fails, all stop in their order and `run` raises the error."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from uuid import UUID
@@ -220,6 +221,30 @@ async def test_an_end_that_does_not_come_to_its_end_is_left_as_it_is() -> None:
         running = tasks.create_task(end.run())
         await asyncio.sleep(60)
         running.cancel()
+
+    assert [round(moment - began) for moment in left] == [15]
+
+
+@in_virtual_time
+async def test_a_start_that_does_not_let_itself_be_stopped_is_left_as_it_is() -> None:
+    end = End()
+    left: list[float] = []
+    loop = asyncio.get_running_loop()
+
+    async def go_on() -> None:
+        while not left:
+            with suppress(asyncio.CancelledError):
+                await asyncio.sleep(3600 if not left else 0)
+
+    def leave() -> None:
+        left.append(loop.time())
+        running.cancel()
+
+    end.parts = replace(end.parts, prepare=go_on, leave_at_once=leave)
+    began = loop.time()
+
+    running = asyncio.ensure_future(end.run())
+    await asyncio.wait({running})
 
     assert [round(moment - began) for moment in left] == [15]
 
