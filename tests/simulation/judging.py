@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -12,6 +13,7 @@ from tests.faults.checker import check, report
 from tests.faults.verdict import Verdict
 from tests.simulation.simulation import Mutant, Simulated, simulate
 
+COLLECTED_AFTER = 10  # seeds
 UNEXPECTED = "UNEXPECTED "  # begins what a daemon says that it should never have to
 
 
@@ -65,6 +67,8 @@ class Tally:
 
     def add(self, judged: Judged) -> None:
         self.seeds += 1
+        if self.seeds % COLLECTED_AFTER == 0:
+            gc.collect()  # which is kept out of a simulation, and would come too rarely between two
         self.faults += judged.simulated.counts
         self.done += judged.simulated.done
         for code, finding in judged.verdict.findings.items():

@@ -63,26 +63,34 @@ def simulate(
     seed: int, *, mutant: Mutant | None = None, messages: int | None = None, seconds: float = CHAOS
 ) -> Simulated:
     """Simulate one seed. With a `mutant`, the code is wrong meanwhile; the checker should see it."""
-    world = World(seed)
-    with _system_randomness(seed), replaced_adapters(), mutant() if mutant else nullcontext(), _quiet():
-        loop = world.loop
-        asyncio.set_event_loop(loop)
-        loop.set_exception_handler(lambda _, context: world.log("loop", f"UNEXPECTED {_describe(context)}"))
-        simulation = Simulation(world, messages=messages, seconds=seconds)
-        stuck = ""
+    with (
+        _system_randomness(seed),
+        replaced_adapters(),
+        mutant() if mutant else nullcontext(),
+        _no_collector(),
+    ):
+        return _simulated(World(seed), messages=messages, seconds=seconds)
+
+
+def _simulated(world: World, *, messages: int | None, seconds: float) -> Simulated:
+    loop = world.loop
+    asyncio.set_event_loop(loop)
+    loop.set_exception_handler(lambda _, context: world.log("loop", f"UNEXPECTED {_describe(context)}"))
+    simulation = Simulation(world, messages=messages, seconds=seconds)
+    stuck = ""
+    try:
         try:
-            try:
-                loop.run_until_complete(simulation.run())
-            except StandstillError as error:
-                stuck = str(error)
-            stuck = stuck or simulation.stuck
-            simulation.finish()
-        finally:
-            world.is_over = True
-            simulation.dispose()
-            loop.close()
-            asyncio.set_event_loop(None)
-    return Simulated(seed, world.recording, world.counts, world.done, stuck, loop.ran)
+            loop.run_until_complete(simulation.run())
+        except StandstillError as error:
+            stuck = str(error)
+        simulation.finish()
+    finally:
+        world.is_over = True
+        simulation.dispose()
+        loop.close()
+        asyncio.set_event_loop(None)
+    stuck = stuck or simulation.stuck
+    return Simulated(world.seed, world.recording, world.counts, world.done, stuck, loop.ran)
 
 
 class Simulation:
@@ -258,7 +266,7 @@ def _system_randomness(seed: int) -> Iterator[None]:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def _no_collector() -> Iterator[None]:
     """Keep the collector out: when it comes is no part of a seed."""
     was_enabled = gc.isenabled()
     gc.disable()
