@@ -299,7 +299,9 @@ def rows() -> Iterator[tuple[Task | None, Holder]]:
         if state is not TaskState.RUNNING:
             yield made, Holder.NOBODY
             continue
-        for holder in set(Holder) - {Holder.NOBODY}:
+        for holder in (
+            each for each in Holder if each is not Holder.NOBODY
+        ):  # in one order for all processes
             yield replace(made, worker=HERE if holder.name.startswith("HERE") else THERE), holder
 
 
