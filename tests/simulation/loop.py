@@ -133,7 +133,7 @@ class SimulationLoop(asyncio.BaseEventLoop):
 
         That is cleaning up after a simulation: the tasks of the dead run here as well.
         """
-        self._is_over = True
+        self._is_over, self._at_this_moment = True, 0
         for handle in [*self._ready, *self._scheduled]:
             if handle._context.get(LIFE) is None:
                 handle.cancel()
