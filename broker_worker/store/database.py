@@ -333,7 +333,7 @@ def _translated() -> Iterator[None]:
         if (detail := unavailability(error)) is not None:
             raise StoreUnavailableError(detail) from error
         if (code := sqlstate(error)) and code.startswith("22"):
-            raise StoreDataError(f"{code}: {first_line(error)}") from error
+            raise StoreDataError(f"{code}: {_without_values(error)}") from error
         raise
 
 
@@ -366,6 +366,13 @@ def first_line(error: BaseException) -> str:
     """Shorten an error of the driver to one line without values."""
     text = str(error).partition("\n")[0].strip()
     return text.partition(">: ")[2] or text or type(error).__name__
+
+
+def _without_values(error: BaseException) -> str:
+    """Keep of what is said of a value only what comes before it: it goes into rows and logs."""
+    cause = error.orig if isinstance(error, DBAPIError) and error.orig is not None else error
+    said = first_line(cause)
+    return re.split(r"""[:"'(]""", said)[0].strip() or type(cause).__name__
 
 
 def quoted(schema: str) -> str:
@@ -455,6 +462,8 @@ def connector(
             raise ConfigurationError(f"the database URL can't be used: {first_line(error)}") from error
         except (ValueError, OverflowError):  # their texts hold what was taken for a port: half a password
             raise ConfigurationError(UNREADABLE) from None
+        except DriverError as error:  # whatever it is that keeps us out may be over at the next try
+            raise StoreUnavailableError(f"{sqlstate(error)}: {first_line(error)}") from error
         return connection
 
     return connect

@@ -13,7 +13,7 @@ from broker_worker.errors import StoreDataError, StoreUnavailableError
 from broker_worker.local import LocalServerError
 from broker_worker.store.database import LIMITS, Database
 from tests.support.pgbouncer import PgBouncer, running_pgbouncer
-from tests.support.services import RunningServers
+from tests.support.services import RunningServers, with_database
 
 SETTINGS = text(
     "SELECT current_setting('statement_timeout'), current_setting('lock_timeout'), "
@@ -132,6 +132,20 @@ async def test_after_a_session_was_ended_there_is_another(database_url: str) -> 
         await admin.execute(f"SELECT pg_terminate_backend({row['pid']})")
         with pytest.raises(StoreUnavailableError):
             await database.single(PID, {"n": 1})
+        again = await database.single(PID, {"n": 1})
+    await admin.close()
+
+    assert len(again) == 1
+
+
+async def test_a_database_that_lets_nobody_in_is_waited_for(database_url: str) -> None:
+    admin = await asyncpg.connect(with_database(database_url, "postgres"))
+    name = database_url.rpartition("/")[2].partition("?")[0]
+    await admin.execute(f"ALTER DATABASE {name} ALLOW_CONNECTIONS false")
+    async with opened(database_url) as database:
+        with pytest.raises(StoreUnavailableError, match="55000"):
+            await database.single(PID, {"n": 1})
+        await admin.execute(f"ALTER DATABASE {name} ALLOW_CONNECTIONS true")
         again = await database.single(PID, {"n": 1})
     await admin.close()
 
