@@ -46,6 +46,10 @@ class Refusal(Exception):  # noqa: N818 - a verdict on a body or a result, not a
         self.failure = failure
 
 
+class UntouchableError(Exception):
+    """Stands for an error that can't be looked at."""
+
+
 def describe(error: BaseException) -> Failure:
     """Say what is worth keeping of `error`: no locals, no input values of a validation."""
     return Failure(
@@ -72,7 +76,24 @@ def clean(text: str, limit: int) -> str:
 
 def type_name(error: BaseException) -> str:
     """Name an error's class as its author wrote it."""
-    return str(type.__getattribute__(type(error), "__qualname__"))
+    try:
+        return str(type.__getattribute__(type(error), "__qualname__"))
+    except BaseException:  # noqa: BLE001 - a metaclass is the user's code as well
+        return "Exception"
+
+
+def tamed(error: BaseException) -> BaseException:
+    """Return `error`, or another in its place if not even its class can be asked for without harm.
+
+    `isinstance` asks an object for its class, which can be the user's code and raise anything.
+    """
+    try:
+        error.__class__  # noqa: B018 - to see whether it raises
+    except BaseException as raised:  # noqa: BLE001 - the user's code
+        return UntouchableError(
+            f"{type_name(error)} raised {type_name(raised)} when it was asked for its class"
+        )
+    return error
 
 
 def fingerprint(*parts: str) -> str:
@@ -116,7 +137,7 @@ def _message(error: BaseException) -> str:
 def _traceback(error: BaseException) -> str | None:
     try:
         text = "\n".join(_section_lines(error, depth=0))
-    except Exception:  # noqa: BLE001 - attributes of an exception are the user's code as well
+    except BaseException:  # noqa: BLE001 - attributes of an exception are the user's code as well
         return None
     return _ends(_UNSTORABLE.sub(REPLACEMENT, text), MAX_TRACEBACK_BYTES)
 
@@ -151,7 +172,10 @@ def _chain(error: BaseException) -> list[BaseException]:
     link: BaseException | None = error
     while link is not None and len(links) < SHOWN_LINKS and not any(link is seen for seen in links):
         links.append(link)
-        link = link.__cause__ or (None if link.__suppress_context__ else link.__context__)
+        cause = link.__cause__
+        if cause is None and not link.__suppress_context__:
+            cause = link.__context__
+        link = cause
     return links
 
 
@@ -206,7 +230,7 @@ def _fingerprint(error: BaseException) -> str | None:
         if isinstance(error, BaseExceptionGroup):
             kinds += sorted({_qualified(member) for member in error.exceptions[:100]})
         frames = next(filter(None, (_frames(link.__traceback__) for link in _chain(error))), [])
-    except Exception:  # noqa: BLE001 - as in _traceback
+    except BaseException:  # noqa: BLE001 - as in _traceback
         return None
     places = [(code.co_filename, code.co_name) for code, _ in frames[-FINGERPRINT_FRAMES:]]
     return _fingerprint_of(tuple(kinds), tuple(places))

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from datetime import timedelta
 
 from broker_worker.errors import BrokerWorkerError, ChildCrashedError, ConfigurationError
-from broker_worker.failure import describe
+from broker_worker.failure import describe, tamed
 from broker_worker.outcome import Dead, GiveUp, Postponed, Reason, Retry
 
 LONGEST_DELAY = timedelta(days=3650)  # a moment further away may not be a date any more
@@ -129,8 +129,8 @@ def follow_up(
     because that is how a task group of its own passes them on. `time_left` is until the
     task's deadline: an attempt that could not begin before it is not waited for.
     """
-    failure = describe(error)
-    error = _only_member(error)
+    failure = describe(tamed(error))
+    error = _only_member(tamed(error))
     code = _code(error)
     answer = policy if code is not None or isinstance(error, Retry) else policy.answer_to(error)
     if isinstance(error, GiveUp) or answer is None:
@@ -170,6 +170,9 @@ def _code(error: BaseException) -> Reason | None:
 
 
 def _only_member(error: BaseException) -> BaseException:
-    while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
-        error = error.exceptions[0]
+    try:
+        while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
+            error = tamed(error.exceptions[0])
+    except BaseException:  # noqa: BLE001 - members of a group are the user's code as well
+        return error
     return error

@@ -21,7 +21,7 @@ from broker_worker.errors import (
     ConfigurationError,
     StoreUnavailableError,
 )
-from broker_worker.failure import Refusal
+from broker_worker.failure import Refusal, tamed
 from broker_worker.handler import PROCESS, THREAD, Handler, Limits, LimitsByHandler
 from broker_worker.middleware import CallNext
 from broker_worker.outcome import Cancelled, Dead, Outcome, Postponed, Reason, Released, Succeeded
@@ -383,6 +383,7 @@ class Executor:
 
     def _ended_by(self, run: Run, error: BaseException) -> Outcome:
         """Tell our own cancellation from the handler's."""
+        error = tamed(error)
         if isinstance(error, asyncio.CancelledError | AttemptTimeoutError):
             match run.hands.stop.reason:
                 case StopReason.SHUTDOWN:

@@ -298,7 +298,10 @@ class Processor:
             except StoreUnavailableError:
                 await patience.pause()
             except StoreDataError as error:
-                outcome = _without_values(outcome, error)
+                if (reduced := _without_values(outcome, error)) == outcome:  # it is nothing of the outcome's
+                    self._emit(ServiceFailed("record", error))
+                    await patience.pause()
+                outcome = reduced
                 self._runs.conclude(claim, outcome)
             except Exception as error:  # noqa: BLE001 - whatever it is, the outcome must not get lost
                 self._emit(ServiceFailed("record", error))

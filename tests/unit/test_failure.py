@@ -1,14 +1,17 @@
 from __future__ import annotations
 
 import dataclasses
+from datetime import timedelta
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
-from broker_worker.failure import MAX_MESSAGE_BYTES, MAX_TRACEBACK_BYTES, clean, describe
+from broker_worker.failure import MAX_MESSAGE_BYTES, MAX_TRACEBACK_BYTES, clean, describe, tamed
 from broker_worker.outcome import Failure
+from broker_worker.retry import RetryPolicy, follow_up
+from tests.hostile.errors import RAISED, unchain
 
 ANY_TEXT = st.text(st.characters(codec=None, exclude_categories=()))
 
@@ -160,6 +163,19 @@ def test_attributes_that_raise_cost_the_traceback_only() -> None:
     failure = describe(Hostile("text", [ValueError()]))
 
     assert (failure.error_type.rpartition(".")[2], failure.traceback) == ("Hostile", None)
+
+
+@pytest.mark.parametrize("case", RAISED)
+def test_nothing_that_a_handler_can_raise_gets_in_the_way(case: str) -> None:
+    try:
+        error = raised(RAISED[case]())
+    except (ValueError, OverflowError) as itself:  # it can't even be made
+        error = itself
+
+    assert_bounded(describe(tamed(error)))
+    followed = follow_up(error, attempt=1, policy=RetryPolicy(1, timedelta(1), timedelta(1)), jitter=0.5)
+    assert_bounded(followed.failure)
+    unchain(tamed(error))
 
 
 @pytest.mark.parametrize(
