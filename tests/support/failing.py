@@ -146,7 +146,7 @@ class Batch:
 
     def check(self) -> None:
         """Everything ended, once, and was charged for no more than it did."""
-        until("everything has ended", lambda: self.is_done, seconds=30)
+        until("everything has ended", lambda: self.is_done, seconds=120)
         service = self.service
         until("the outbox is empty", lambda: not service.find("SELECT id FROM broker_worker.outbox"))
         until("the work queue is empty", lambda: service.depth() == 0)

@@ -7,6 +7,7 @@ Each is a process of its own, with its own environment and its own log, as if it
 from __future__ import annotations
 
 import faulthandler
+import gc
 import json
 import os
 import select
@@ -18,6 +19,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import NoReturn
 
+from broker_worker.store.database import Database
 from tests.support.daemon import ROOT
 
 
@@ -98,6 +100,8 @@ def _serve() -> None:
         "tests.support.failpoint_handlers",
     ):  # what all of them need
         import_module(module)
+    Database.open(lambda: "", schema="public", pool_size=1)  # loads the dialect; connects to nothing
+    gc.freeze()  # a collection in a child would copy every page
     running: set[int] = set()
     for line in sys.stdin:
         order = json.loads(line)
