@@ -274,6 +274,30 @@ async def test_a_result_that_the_store_refuses_ends_as_a_dead_letter_and_not_in_
 
 
 @in_virtual_time
+async def test_what_is_refused_without_any_value_of_the_handler_is_tried_again_with_growing_pauses() -> None:
+    async def odd() -> str:
+        return "odd"
+
+    here = world(odd=odd)
+    record, refusals = here.store.record, iter([StoreDataError("22P02: invalid")] * 8)
+
+    async def refuse(claim: Claim, outcome: Outcome) -> Outcome | None:
+        for error in refusals:
+            raise error
+        return await record(claim, outcome)
+
+    here.store.record = refuse  # type: ignore[method-assign]
+
+    async with here.working():
+        here.send("odd", "t-1")
+        await here.until_finished()
+
+    (letter,) = here.database.letters.values()
+    assert letter.reason is Reason.RESULT_UNSERIALISABLE
+    assert here.clock.monotonic() > 5
+
+
+@in_virtual_time
 async def test_an_outcome_survives_an_error_that_nobody_foresaw() -> None:
     runs = 0
 
