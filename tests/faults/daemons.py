@@ -41,6 +41,7 @@ class Place:
     is_told: bool = False  # to end; or killed
     stopping: bool = False
     _kept: Kept | None = None
+    _began: float = 0.0
 
     @property
     def process(self) -> str:
@@ -81,6 +82,8 @@ class Place:
     def kill_children(self) -> int:
         """Kill the processes in which its handlers run; return how many."""
         found = children_of(self.pid) if self.pid else []
+        # one that tries its first child refuses to start without
+        self.is_told |= bool(found) and time.monotonic() - self._began < SECONDS_TO_BE_READY
         for pid in found:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
@@ -142,6 +145,7 @@ class Place:
 
     def _start(self) -> None:
         self.generation += 1
+        self._began = time.monotonic()
         self.amqp.process = self.postgres.process = self.process
         base = {name: value for name, value in os.environ.items() if not name.startswith("BROKER_WORKER_")}
         base.pop("PYTHONDONTWRITEBYTECODE", None)

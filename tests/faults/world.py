@@ -24,7 +24,7 @@ from tests.faults.workload import SIDE
 
 PREFIX = "bw"
 PATIENCE = 6.0  # seconds that a fault waits for its event; then it comes without
-SECONDS_TO_BE_EMPTY = 40.0
+SECONDS_TO_BE_EMPTY = 120.0
 SECONDS_FOR_ONE = 300.0
 
 
