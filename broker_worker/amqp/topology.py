@@ -98,7 +98,7 @@ class Topology:
 
     @property
     def oversize(self) -> str:
-        """Where messages stay whose bodies no reader of dead letters takes: exchange and queue of that name."""
+        """Where messages stay whose bodies no reader of dead letters takes: an exchange and a queue."""
         return f"{self.prefix}.oversize"
 
     def delay(self, rung: timedelta) -> str:
