@@ -210,7 +210,7 @@ class App:
         self.slots = {
             queue: Slots(concurrency, on_lost=self._give_up) for queue, concurrency in settings.queues.items()
         }
-        self.intake = self._intake("work", self._process)
+        self.intake = self._intake("work", self._process, self._start_over)
         self.consumption = self._consumption("consume", self._work_queues(), self.intake)
 
     def _build_services(self) -> None:
@@ -233,9 +233,11 @@ class App:
         consumptions, intakes = [self.consumption], [self.intake]
         if letters := self._letter_queues():
             reader = self._letter_reader()
-            letter_intake = self._intake(
-                "dead_letters", lambda each: reader.process(cast("LetterDelivery", each))
-            )
+
+            def read(delivery: Delivery) -> Awaitable[None]:
+                return reader.process(cast("LetterDelivery", delivery))
+
+            letter_intake = self._intake("dead_letters", read, read)  # nothing is claimed from there
             intakes.append(letter_intake)
             consumptions.append(self._consumption("dead_letters", letters, letter_intake))
         self.observation.expect(
@@ -357,6 +359,9 @@ class App:
     def _process(self, delivery: Delivery) -> Awaitable[None]:
         return self.processor.process(delivery, self.slots[delivery.queue])
 
+    def _start_over(self, delivery: Delivery) -> Awaitable[None]:
+        return self.processor.start_over(delivery, self.slots[delivery.queue])
+
     async def _declare(self, connection: Connection) -> list[str]:
         """Declare what is missing: once for all connections that come up together."""
         async with self._declaring:
@@ -409,10 +414,15 @@ class App:
             emit=self.emit,
         )
 
-    def _intake(self, name: str, process: Callable[[Delivery], Awaitable[None]]) -> Intake:
+    def _intake(
+        self,
+        name: str,
+        process: Callable[[Delivery], Awaitable[None]],
+        start_over: Callable[[Delivery], Awaitable[None]],
+    ) -> Intake:
         return Intake(
             process,
-            start_over=self.runs.abandon,
+            start_over=start_over,
             name=name,
             clock=self.clock,
             random=random.random,

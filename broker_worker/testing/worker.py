@@ -131,7 +131,7 @@ class HarnessWorker:
             slots = Slots(concurrency, on_lost=partial(self._lose_slots, queue))
             intake = Intake(
                 partial(self.processor.process, slots=slots),
-                start_over=self.runs.abandon,
+                start_over=partial(self.processor.start_over, slots=slots),
                 name="work",
                 clock=self.clock,
                 random=self._draw,

@@ -24,7 +24,7 @@ class Intake:
         self,
         process: Callable[[Delivery], Awaitable[None]],
         *,
-        start_over: Callable[[Delivery], Delivery],
+        start_over: Callable[[Delivery], Awaitable[None]],
         name: str,
         clock: Clock,
         random: Callable[[], float],
@@ -32,7 +32,7 @@ class Intake:
     ) -> None:
         """Hand every delivery to `process`; `name` is what events call this intake.
 
-        `start_over` undoes what a failed `process` began, and says which delivery is now to be processed.
+        `start_over` processes one for which `process`, or itself, has failed.
         """
         self._process = process
         self._start_over = start_over
@@ -87,9 +87,10 @@ class Intake:
     async def _carry(self, delivery: Delivery) -> None:
         """Process a delivery; an error of ours is shown and tried again, and stops nothing else."""
         patience = Patience(self._clock, self._random)
+        process = self._process
         while True:
             try:
-                return await self._process(delivery)
+                return await process(delivery)
             except asyncio.CancelledError as error:
                 if self._is_cut or (task := asyncio.current_task()) is None:
                     raise
@@ -98,6 +99,4 @@ class Intake:
             except Exception as error:  # noqa: BLE001 - whatever it is, the other deliveries go on
                 self._emit(ServiceFailed(self._name, error))
             await patience.pause()
-            delivery = self._start_over(delivery)
-            if not delivery.is_alive:
-                return None
+            process = self._start_over

@@ -20,7 +20,7 @@ from broker_worker.events import (
 from broker_worker.failure import Refusal
 from broker_worker.handler import Handler, Limits, LimitsByHandler
 from broker_worker.message import Message, Undecodable, Unidentified, decode, stamped_properties
-from broker_worker.outcome import Dead, Failure, Outcome, Postponed, Reason, Succeeded
+from broker_worker.outcome import Dead, Failure, Outcome, Postponed, Reason, Released, Succeeded
 from broker_worker.outgoing import Kind, Outgoing
 from broker_worker.payload import Arguments
 from broker_worker.ports import Clock, Delivery, Publisher, TaskStore
@@ -130,6 +130,18 @@ class Processor:
             outcome = await self._execute(claim, prepared, slot)
             is_recorded = await self._record(claim, outcome, seconds=self._clock.monotonic() - started)
         return await self._ack(claim, slots, is_recorded=is_recorded)
+
+    async def start_over(self, delivery: Delivery, slots: Slots) -> None:
+        """Process a delivery again after an error of ours.
+
+        What its handler led to is recorded now; a claim that came to nothing is released, which is counted.
+        """
+        run = self._runs.begun_with(delivery)
+        if run is not None:
+            is_recorded = await self._record(run.claim, run.outcome or Released(), seconds=0.0)
+            await self._ack(run.claim, slots, is_recorded=is_recorded)
+        elif delivery.is_alive:
+            await self.process(delivery, slots)
 
     # --- decode --------------------------------------------------------------------
 

@@ -54,16 +54,12 @@ class Runs:
         run.delivery = delivery
         return True
 
-    def abandon(self, delivery: Delivery) -> Delivery:
-        """Forget the run that began with `delivery`, after an error of ours; what is to be processed now.
-
-        Its row still says that it runs here: whatever arrives for it then resumes it under the same claim.
-        """
-        for key, run in self._run_by_claim.items():
+    def begun_with(self, delivery: Delivery) -> Run | None:
+        """Find the run that a delivery led to, also if others took its place since."""
+        for run in self._run_by_claim.values():
             if any(each is delivery for each in (*run.lost, run.delivery)):
-                del self._run_by_claim[key]
-                return run.delivery
-        return delivery
+                return run
+        return None
 
     def stop_of(self, claim: Claim) -> Stop:
         """How this run is asked to end."""

@@ -23,9 +23,6 @@ def of_runs(view: View, case: Case) -> Iterator[Move]:
     if not view.me.is_there:
         return
     for run in dict.fromkeys(view.me.runs):
-        # not covered: with a statement still under way, which would find the claim of the run that follows
-        if case.rules.carries_on_after_own_errors and view.me.flight is Flight.NONE:
-            yield move("begins again after an error of its own", _begun_again(view, run), Kind.ADVERSE)
         if run.phase is Phase.RUNNING:
             yield from _executed(view, run, case)
         elif run.phase in _ENDED:
@@ -35,16 +32,9 @@ def of_runs(view: View, case: Case) -> Iterator[Move]:
             yield move(
                 "acks its run" if run.delivery else "forgets its run", done, acks=run.delivery is not None
             )
-
-
-def _begun_again(view: View, run: Run) -> View:
-    """The run is forgotten and its delivery decided anew: uncharged, so whatever started does not count."""
-    row, me = view.row, view.me.without_run(run)
-    if run.delivery is not None:
-        me = me.with_delivery(run.delivery)
-    if row is not None and row.is_running and run.is_current and me.is_named:
-        row = row._replace(starts=row.starts - 1)
-    return view._replace(row=row, me=me)
+            if case.rules.carries_on_after_own_errors and run.delivery is not None:
+                again = done._replace(me=done.me.with_delivery(run.delivery))
+                yield move("meets its row again after an error of its own", again, Kind.ADVERSE)
 
 
 # --- execute ------------------------------------------------------------------------

@@ -206,7 +206,7 @@ async def test_an_end_that_does_not_come_to_its_end_is_left_as_it_is() -> None:
 
     stuck = Stuck(
         lambda _: hang(),
-        start_over=lambda delivery: delivery,
+        start_over=lambda _: hang(),
         name="stuck",
         clock=end.clock,
         random=random.random,

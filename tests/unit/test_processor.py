@@ -99,7 +99,7 @@ class World:
         self.slots = Slots(self.concurrency, on_lost=self.on_lost)
         self.intake = Intake(
             lambda delivery: self.processor.process(delivery, self.slots),
-            start_over=self.runs.abandon,
+            start_over=lambda delivery: self.processor.start_over(delivery, self.slots),
             name="work",
             clock=self.clock,
             random=draws.random,
@@ -432,3 +432,30 @@ async def test_after_an_error_of_ours_a_task_is_done_all_the_same_by_the_worker_
     row = here.database.tasks[TaskId("default", "double", "t-1")].task
     assert row.attempt == 1
     assert len(here.runs) == 0
+
+
+@in_virtual_time
+async def test_an_error_of_ours_that_always_comes_back_ends_the_task_instead_of_running_it_for_ever() -> None:
+    begun: list[int] = []
+
+    async def double(x: int) -> int:
+        begun.append(x)
+        return 2 * x
+
+    here = world(double=double)
+    execute = here.processor._execute
+
+    async def fails(*arguments: object) -> None:
+        await execute(*arguments)  # type: ignore[arg-type]
+        raise RuntimeError("a bug")
+
+    setattr(here.processor, "_execute", fails)  # noqa: B010 - the type checker minds the other form
+
+    async with here.working():
+        here.send("double", "t-1", {"x": 21})
+        await asyncio.sleep(3600)
+
+        assert here.state("double", "t-1") is TaskState.DEAD
+    (letter,) = here.database.letters.values()
+    assert letter.reason is Reason.INTERRUPTED
+    assert len(begun) == 50

@@ -91,12 +91,12 @@ def test_two_claims_of_one_task_are_two_runs() -> None:
     assert runs.recall(7, 6) is Holder.HERE
 
 
-def test_an_abandoned_run_is_forgotten_and_goes_on_with_the_delivery_that_it_holds_now() -> None:
+def test_a_run_is_found_by_the_delivery_that_claimed_and_by_the_one_that_took_its_place() -> None:
     runs, first, second = Runs(), Arrived(), Arrived()
     runs.remember(CLAIM, first)
     runs.adopt(7, 5, second)
 
-    assert runs.abandon(first) is second
-
-    assert runs.recall(7, 5) is Holder.HERE_FORGOTTEN
-    assert runs.abandon(first) is first
+    (run,) = runs.unfinished()
+    assert runs.begun_with(first) is run
+    assert runs.begun_with(second) is run
+    assert runs.begun_with(Arrived()) is None
