@@ -4,6 +4,8 @@ Each delivery makes some hundred objects that are freed with it, without the col
 alone it looks at those in flight again and again, for a tenth of what a small task costs. Here
 it looks once a second, so that what failed attempts leave behind in cycles (an exception, its
 frames, and the body in one of them) does not pile up, and whenever very much is there at once.
+What was in use while it looked is older: a connection that was lost, an outcome that waited for
+the database. As the young never become too many, nothing else would ever look at those.
 """
 
 from __future__ import annotations
@@ -12,7 +14,8 @@ import gc
 
 PYTHONS_THRESHOLDS = (700, 10, 10)
 THRESHOLDS = (200_000, 20, 50)  # objects; collections of the younger generation
-YOUNG = 0
+YOUNG, OLDER, ALL = range(3)
+TURNS_BETWEEN_OLDER, TURNS_BETWEEN_ALL = 10, 60  # seconds; a look at all takes some 10 ms
 
 
 class Collector:
@@ -20,6 +23,7 @@ class Collector:
 
     def __init__(self) -> None:
         """Never look again at what is there now."""
+        self._turns = 0
         self._is_ours = gc.get_threshold() == PYTHONS_THRESHOLDS
         if self._is_ours:
             gc.collect()
@@ -28,5 +32,11 @@ class Collector:
 
     async def run_once(self) -> None:
         """Look at what has come since the last time."""
+        self._turns += 1
         if self._is_ours:
-            gc.collect(YOUNG)
+            gc.collect(self._generation())
+
+    def _generation(self) -> int:
+        if self._turns % TURNS_BETWEEN_ALL == 0:
+            return ALL
+        return OLDER if self._turns % TURNS_BETWEEN_OLDER == 0 else YOUNG

@@ -47,6 +47,23 @@ async def test_what_is_left_in_a_cycle_is_freed_at_the_next_turn() -> None:
     assert gc.get_threshold() == THRESHOLDS
 
 
+@pytest.mark.parametrize("turns", [1, 30], ids=["for a turn", "for long"])
+async def test_what_is_left_in_a_cycle_after_it_was_in_use_is_freed_within_a_minute(turns: int) -> None:
+    collector = Collector()
+    in_use = [Knot()]
+    left = weakref.ref(in_use[0])
+    for _ in range(turns):
+        await collector.run_once()
+
+    in_use.clear()
+    was_there = left() is not None
+    for _ in range(60):
+        await collector.run_once()
+
+    assert was_there
+    assert left() is None
+
+
 async def test_thresholds_of_the_programs_own_are_kept() -> None:
     gc.set_threshold(123, 4, 5)
 
