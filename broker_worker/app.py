@@ -36,8 +36,8 @@ from broker_worker.services.cancels import INTERVAL as CANCELS_INTERVAL
 from broker_worker.services.cancels import Cancels
 from broker_worker.services.guard import INTERVAL as GUARD_INTERVAL
 from broker_worker.services.guard import Guard
+from broker_worker.services.heartbeat import ANSWER_WITHIN, Heartbeat
 from broker_worker.services.heartbeat import INTERVAL as BEAT_INTERVAL
-from broker_worker.services.heartbeat import Heartbeat
 from broker_worker.services.periodic import every
 from broker_worker.services.progress import INTERVAL as PROGRESS_INTERVAL
 from broker_worker.services.progress import ProgressWriter
@@ -121,7 +121,7 @@ class App:
             reveal, schema=schema, pool_size=settings.database_pool_size, by_index=True
         )
         # the beat has a connection that nothing else can take
-        self.beat_database = Database.open(reveal, schema=schema, pool_size=1)
+        self.beat_database = Database.open(reveal, schema=schema, pool_size=1, command_timeout=ANSWER_WITHIN)
         # and handlers' transactions have their own, for as long as the handlers may take
         self.handlers_database = Database.open(
             reveal, schema=schema, pool_size=settings.transactional_pool_size, command_timeout=None

@@ -13,6 +13,7 @@ from broker_worker.ports import Beat, Clock, Rescues, Workers
 INTERVAL = timedelta(seconds=3)
 DEAD_AFTER = timedelta(seconds=15)  # of an unchanged beat, seen with a working database all the while
 REPORT_INTERVAL = timedelta(minutes=1)  # between two lines about a database that is still away
+ANSWER_WITHIN = timedelta(seconds=4)  # else on a fresh connection: the old one may be half open
 LONGEST_GAP = timedelta(seconds=8)  # between two looks; a longer one proves nothing about the others
 
 

@@ -32,11 +32,11 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_en
 from broker_worker.encryption import SYSTEM
 from broker_worker.errors import ConfigurationError, StoreBusyError, StoreDataError, StoreUnavailableError
 
-STATEMENT_TIMEOUT = timedelta(seconds=15)
+STATEMENT_TIMEOUT = timedelta(seconds=12)
 LOCK_TIMEOUT = timedelta(seconds=2)
 CONNECT_TIMEOUT = timedelta(seconds=10)
 POOL_TIMEOUT = timedelta(seconds=10)
-COMMAND_TIMEOUT = timedelta(seconds=20)  # the client's own bound, for a server that does not answer at all
+COMMAND_TIMEOUT = timedelta(seconds=15)  # the client's own bound, for a server that does not answer at all
 
 # libpq's own parameters that asyncpg would send to the server as settings, and poolers refuse
 CLIENT_ONLY = frozenset(

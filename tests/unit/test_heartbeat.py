@@ -9,7 +9,7 @@ import pytest
 from broker_worker.errors import DeclaredDeadError, StoreUnavailableError
 from broker_worker.events import ConnectionChanged, Event, ServiceWorked
 from broker_worker.ports import Beat
-from broker_worker.services.heartbeat import Heartbeat
+from broker_worker.services.heartbeat import ANSWER_WITHIN, DEAD_AFTER, INTERVAL, Heartbeat
 
 ME, OTHER, THIRD = UUID(int=1), UUID(int=2), UUID(int=3)
 
@@ -221,3 +221,9 @@ async def test_an_outage_is_said_once_a_minute_and_its_end_once(scene: Scene) ->
 
     changes = [event.is_up for event in scene.events if isinstance(event, ConnectionChanged)]
     assert changes == [True, False, False, True]
+
+
+def test_after_a_beat_that_nobody_answers_there_is_time_for_another_on_a_fresh_connection() -> None:
+    unanswered = INTERVAL + ANSWER_WITHIN
+
+    assert unanswered + INTERVAL + ANSWER_WITHIN < DEAD_AFTER
