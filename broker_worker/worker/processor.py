@@ -135,12 +135,13 @@ class Processor:
         """Process a delivery again after an error of ours.
 
         What its handler led to is recorded now; a claim that came to nothing is released, which is counted.
+        A delivery that only took the place of another is left to the run that has it.
         """
-        run = self._runs.begun_with(delivery)
-        if run is not None:
+        run = self._runs.led_to_by(delivery)
+        if run is not None and run.origin is delivery:
             is_recorded = await self._record(run.claim, run.outcome or Released(), seconds=0.0)
             await self._ack(run.claim, slots, is_recorded=is_recorded)
-        elif delivery.is_alive:
+        elif run is None and delivery.is_alive:
             await self.process(delivery, slots)
 
     # --- decode --------------------------------------------------------------------

@@ -14,15 +14,13 @@ from broker_worker.worker.stop import Stop, StopReason
 
 @dataclass(slots=True)
 class Run:
-    """A claim being worked on, and the delivery that is acked at its end."""
+    """A claim being worked on, the delivery that is acked at its end, and the one that it began with."""
 
     claim: Claim
     delivery: Delivery
+    origin: Delivery
     outcome: Outcome | None = None  # what the handler led to, while it is not recorded yet
     stop: Stop = field(default_factory=Stop)
-    lost: tuple[
-        Delivery, ...
-    ] = ()  # that others took the place of; the first of them is the one that claimed
 
 
 class Runs:
@@ -43,21 +41,20 @@ class Runs:
 
     def remember(self, claim: Claim, delivery: Delivery) -> None:
         """Know a run."""
-        self._run_by_claim[claim.row.key, claim.row.epoch] = Run(claim, delivery)
+        self._run_by_claim[claim.row.key, claim.row.epoch] = Run(claim, delivery, origin=delivery)
 
     def adopt(self, key: int, epoch: int, delivery: Delivery) -> bool:
         """Let `delivery` take the place of the one that the run lost; `False` if that run is over."""
         run = self._run_by_claim.get((key, epoch))
         if run is None:
             return False
-        run.lost = (*run.lost, run.delivery)
         run.delivery = delivery
         return True
 
-    def begun_with(self, delivery: Delivery) -> Run | None:
-        """Find the run that a delivery led to, also if others took its place since."""
+    def led_to_by(self, delivery: Delivery) -> Run | None:
+        """Find the run that began with a delivery, or that holds it by now."""
         for run in self._run_by_claim.values():
-            if any(each is delivery for each in (*run.lost, run.delivery)):
+            if delivery is run.origin or delivery is run.delivery:
                 return run
         return None
 

@@ -221,6 +221,37 @@ async def test_a_redelivery_takes_the_place_of_the_delivery_that_a_run_lost() ->
 
 
 @in_virtual_time
+async def test_an_error_of_ours_on_a_redelivery_that_a_run_holds_neither_acks_it_nor_ends_the_run() -> None:
+    ends = asyncio.Event()
+
+    async def wait() -> None:
+        await ends.wait()
+
+    here = world(wait=wait)
+    settle = here.processor._settle
+
+    async def fails(*arguments: object) -> None:
+        await settle(*arguments)  # type: ignore[arg-type]
+        raise RuntimeError("a bug")
+
+    async with here.working():
+        here.send("wait", "t-1")
+        await asyncio.sleep(1)
+        here.channel.close()
+        setattr(here.processor, "_settle", fails)  # noqa: B010 - the type checker minds the other form
+        here.channel = here.broker.consume("default", here.intake.take, prefetch=16)
+        await asyncio.sleep(10)
+        assert len(here.channel.unsettled) == 1
+        assert len(here.runs) == 1
+        ends.set()
+        await here.until_finished()
+        await asyncio.sleep(1)
+
+    assert here.channel.unsettled == []
+    assert sum(isinstance(event, AttemptStarted) for event in here.events) == 1
+
+
+@in_virtual_time
 async def test_an_outcome_is_held_until_the_store_is_back_and_the_handler_is_not_run_again() -> None:
     runs = 0
 

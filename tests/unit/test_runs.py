@@ -97,6 +97,7 @@ def test_a_run_is_found_by_the_delivery_that_claimed_and_by_the_one_that_took_it
     runs.adopt(7, 5, second)
 
     (run,) = runs.unfinished()
-    assert runs.begun_with(first) is run
-    assert runs.begun_with(second) is run
-    assert runs.begun_with(Arrived()) is None
+    assert runs.led_to_by(first) is run
+    assert runs.led_to_by(second) is run
+    assert runs.led_to_by(Arrived()) is None
+    assert run.origin is first
