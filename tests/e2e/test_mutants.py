@@ -35,13 +35,15 @@ pytestmark = pytest.mark.timeout(180)
 
 SLOW_CONFIRMS = 0.03  # seconds that each piece needs to RabbitMQ and back: a commit is faster
 ENDED = ("succeeded", "dead")
+SLOW = [("slow", f"slow-{number}") for number in range(5)]  # half a second each, or more
 TASKS = [
-    *(("slow", f"slow-{number}") for number in range(3)),
     *(("transfer", f"transfer-{number}") for number in range(10)),
     *(("plain", f"plain-{number}") for number in range(20)),
     *(("falters", f"falters-{number}") for number in range(5)),
     *(("fails", f"fails-{number}") for number in range(3)),
 ]
+PAID = {"plain", "transfer"}
+SLOW_RUNS = "SELECT 1 FROM tasks WHERE name = 'slow' AND state = 'running'"
 NOWHERE = "nowhere"  # a queue that is not there
 NEED_A_CUT = {"", "ack on a stale channel"}
 
@@ -143,20 +145,24 @@ def judged(service: Service, monkeypatch: pytest.MonkeyPatch, mutant: str) -> Ve
         monkeypatch.setenv(PROCESS, "worker.1")
         daemon = service.start()
         run.slow_down()
-        service.publish(
-            *(
-                message(name, id_, {"amount": 1} if name in {"plain", "transfer"} else {})
-                for name, id_ in TASKS
-            ),
+        slow = [message(name, id_) for name, id_ in SLOW]
+        others = [
+            *(message(name, id_, {"amount": 1} if name in PAID else {}) for name, id_ in TASKS),
             message("plain", "asking", {"amount": 1}, reply_to=NOWHERE),
-        )
+        ]
+        if mutant not in NEED_A_CUT:
+            others = slow + others
+        service.publish(*others)
         if mutant in NEED_A_CUT:
             until("some have ended", lambda: service.states().get("succeeded", 0) > 20)
+            service.publish(*slow)
+            until("they run", lambda: service.rows(SLOW_RUNS))
             run.cut_off()
             until("none is running", lambda: "running" not in service.states())
             run.let_come()
             daemon.wait_ready()
-        until("all have ended", lambda: sum(service.states().get(each, 0) for each in ENDED) > len(TASKS))
+        asked_for = len(TASKS) + len(SLOW) + 1
+        until("all have ended", lambda: sum(service.states().get(each, 0) for each in ENDED) == asked_for)
         daemon.stop()
         return run.verdict()
 
