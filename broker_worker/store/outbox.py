@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import Row, text
+from asyncpg import Record
+from sqlalchemy import text
 
 from broker_worker.dead_letter import DeadLetter, carried_properties, letter_outgoing
 from broker_worker.errors import StoreUnavailableError
@@ -30,6 +32,32 @@ class OutboxStore:
         self._database = database
         self._schema = database.schema
         self._worker = worker
+        self._taking = text(f"""
+            WITH due AS (
+              SELECT o.id FROM {database.schema}.outbox o
+              LEFT JOIN {database.schema}.workers w ON w.id = o.worker
+              WHERE o.available_at <= now() + CAST(:promptness AS interval)
+                AND (o.available_at <= now() OR w.dead_at IS NOT NULL)
+              ORDER BY o.available_at LIMIT :limit FOR UPDATE OF o SKIP LOCKED
+            ), taken AS (
+              UPDATE {database.schema}.outbox o
+              SET worker = :worker, available_at = now() + CAST(:promptness AS interval)
+              FROM due WHERE o.id = due.id
+              RETURNING o.*
+            )
+            SELECT o.id, o.kind, o.exchange, o.routing_key, o.task_key, o.epoch, o.properties, o.body,
+              greatest(o.deliver_at - now(), interval '0') AS delay,
+              t.queue, t.name, t.message_id, t.attempt, t.epoch AS task_epoch, t.state,
+              p.body AS task_body, p.properties AS task_properties,
+              d.id AS letter_id, d.task_key AS letter_task, d.queue AS letter_queue,
+              d.name AS letter_name, d.message_id AS letter_message_id, d.reason AS letter_reason,
+              d.error_type, d.error_message, d.fingerprint, d.attempt AS letter_attempt,
+              d.epoch AS letter_epoch, d.worker AS letter_worker, d.body AS letter_body,
+              d.properties AS letter_properties, d.failed_at
+            FROM taken o
+            LEFT JOIN {database.schema}.tasks t ON t.key = o.task_key
+            LEFT JOIN {database.schema}.payloads p ON p.task_key = o.task_key
+            LEFT JOIN {database.schema}.dead_letters d ON d.id = o.dead_letter""")
         self._deleting = text(f"DELETE FROM {database.schema}.outbox WHERE id = ANY(CAST(:ids AS bigint[]))")
         self._returning = text(f"""
             UPDATE {database.schema}.outbox SET worker = NULL, available_at = now() + CAST(:pause AS interval)
@@ -58,45 +86,19 @@ class OutboxStore:
 
         A row of a worker comes back two minutes later at most, so that what waits longer is not looked at.
         """
-        async with self._database.transaction() as connection:
-            rows = await connection.execute(
-                text(f"""
-                    WITH due AS (
-                      SELECT o.id FROM {self._schema}.outbox o
-                      LEFT JOIN {self._schema}.workers w ON w.id = o.worker
-                      WHERE o.available_at <= now() + CAST(:promptness AS interval)
-                        AND (o.available_at <= now() OR w.dead_at IS NOT NULL)
-                      ORDER BY o.available_at LIMIT :limit FOR UPDATE OF o SKIP LOCKED
-                    ), taken AS (
-                      UPDATE {self._schema}.outbox o
-                      SET worker = :worker, available_at = now() + CAST(:promptness AS interval)
-                      FROM due WHERE o.id = due.id
-                      RETURNING o.*
-                    )
-                    SELECT o.id, o.kind, o.exchange, o.routing_key, o.task_key, o.epoch, o.properties, o.body,
-                      greatest(o.deliver_at - now(), interval '0') AS delay,
-                      t.queue, t.name, t.message_id, t.attempt, t.epoch AS task_epoch, t.state,
-                      p.body AS task_body, p.properties AS task_properties,
-                      d.id AS letter_id, d.task_key AS letter_task, d.queue AS letter_queue,
-                      d.name AS letter_name, d.message_id AS letter_message_id, d.reason AS letter_reason,
-                      d.error_type, d.error_message, d.fingerprint, d.attempt AS letter_attempt,
-                      d.epoch AS letter_epoch, d.worker AS letter_worker, d.body AS letter_body,
-                      d.properties AS letter_properties, d.failed_at
-                    FROM taken o
-                    LEFT JOIN {self._schema}.tasks t ON t.key = o.task_key
-                    LEFT JOIN {self._schema}.payloads p ON p.task_key = o.task_key
-                    LEFT JOIN {self._schema}.dead_letters d ON d.id = o.dead_letter"""),
-                {"worker": self._worker, "promptness": PROMPTNESS, "limit": limit},
-            )
-            owed, stale = [], []
-            for row in rows:
-                outgoing = _outgoing(row)
-                if outgoing is None:
-                    stale.append(row.id)
-                else:
-                    owed.append(Owed(row.id, outgoing))
-            if stale:
-                await connection.execute(self._deleting, {"ids": stale})
+        rows = await self._database.single(
+            self._taking, {"worker": self._worker, "promptness": PROMPTNESS, "limit": limit}
+        )
+        owed, stale = [], []
+        for row in rows:
+            outgoing = _outgoing(row)
+            if outgoing is None:
+                stale.append(row["id"])
+            else:
+                owed.append(Owed(row["id"], outgoing))
+        if stale:
+            with suppress(StoreUnavailableError):  # then they come back, and are stale again
+                await self._database.single(self._deleting, {"ids": stale})
         return owed, len(stale)
 
     async def delete(self, ids: Sequence[int]) -> None:
@@ -129,43 +131,47 @@ class OutboxStore:
             )
 
 
-def _outgoing(row: Row[Any]) -> Outgoing | None:
+def _outgoing(row: Record) -> Outgoing | None:
     """Rebuild what a row stands for; nothing where it is stale."""
-    match Kind(row.kind):
+    match Kind(row["kind"]):
         case Kind.REPLY | Kind.EVENT as kind:
             return Outgoing(
                 kind=kind,
-                routing_key=row.routing_key,
-                properties=kept_properties(_json(row.properties)),
-                body=row.body,
-                exchange=row.exchange,
+                routing_key=row["routing_key"],
+                properties=kept_properties(_json(row["properties"])),
+                body=row["body"],
+                exchange=row["exchange"],
             )
         case Kind.DEAD_LETTER:
             return letter_outgoing(
-                _letter(row), worker=str(row.letter_worker or ""), failed_at=_utc(row.failed_at)
+                _letter(row), worker=str(row["letter_worker"] or ""), failed_at=_utc(row["failed_at"])
             )
         case Kind.COPY:
-            return _copy_of_task(row) if row.task_key is not None else _copy_of_letter(row)
+            return _copy_of_task(row) if row["task_key"] is not None else _copy_of_letter(row)
 
 
-def _copy_of_task(row: Row[Any]) -> Outgoing | None:
-    if row.task_body is None or row.task_epoch != row.epoch or row.state not in {"queued", "retrying"}:
+def _copy_of_task(row: Record) -> Outgoing | None:
+    if (
+        row["task_body"] is None
+        or row["task_epoch"] != row["epoch"]
+        or row["state"] not in {"queued", "retrying"}
+    ):
         return None
-    task = TaskId(row.queue, row.name, row.message_id)
-    message = from_record(task, row.task_body, _json(row.task_properties), epoch=row.epoch)
-    return copy_outgoing(message, epoch=row.epoch, attempt=row.attempt, delay=row.delay)
+    task = TaskId(row["queue"], row["name"], row["message_id"])
+    message = from_record(task, row["task_body"], _json(row["task_properties"]), epoch=row["epoch"])
+    return copy_outgoing(message, epoch=row["epoch"], attempt=row["attempt"], delay=row["delay"])
 
 
-def _copy_of_letter(row: Row[Any]) -> Outgoing | None:
+def _copy_of_letter(row: Record) -> Outgoing | None:
     """A replayed dead letter that is no task goes back as it came."""
-    if row.letter_id is None:
+    if row["letter_id"] is None:
         return None
-    carried = carried_properties(_json(row.letter_properties))
+    carried = carried_properties(_json(row["letter_properties"]))
     headers = dict(carried.headers)
-    if row.letter_message_id is not None:
-        headers[TASK_ID] = row.letter_message_id
+    if row["letter_message_id"] is not None:
+        headers[TASK_ID] = row["letter_message_id"]
     properties = Properties(
-        type=row.letter_name,
+        type=row["letter_name"],
         content_type=carried.content_type,
         content_encoding=carried.content_encoding,
         correlation_id=carried.correlation_id,
@@ -174,22 +180,24 @@ def _copy_of_letter(row: Row[Any]) -> Outgoing | None:
         timestamp=carried.timestamp,
         headers=headers,
     )
-    return Outgoing(kind=Kind.COPY, routing_key=row.routing_key, properties=properties, body=row.letter_body)
+    return Outgoing(
+        kind=Kind.COPY, routing_key=row["routing_key"], properties=properties, body=row["letter_body"]
+    )
 
 
-def _letter(row: Row[Any]) -> DeadLetter:
+def _letter(row: Record) -> DeadLetter:
     return DeadLetter(
-        id=row.letter_id,
-        queue=row.letter_queue,
-        name=row.letter_name,
-        message_id=row.letter_message_id,
-        reason=Reason(row.letter_reason),
-        failure=Failure(row.error_type, row.error_message, fingerprint=row.fingerprint),
-        body=row.letter_body,
-        record=_json(row.letter_properties),
-        attempt=row.letter_attempt,
-        epoch=row.letter_epoch,
-        task_key=row.letter_task,
+        id=row["letter_id"],
+        queue=row["letter_queue"],
+        name=row["letter_name"],
+        message_id=row["letter_message_id"],
+        reason=Reason(row["letter_reason"]),
+        failure=Failure(row["error_type"], row["error_message"], fingerprint=row["fingerprint"]),
+        body=row["letter_body"],
+        record=_json(row["letter_properties"]),
+        attempt=row["letter_attempt"],
+        epoch=row["letter_epoch"],
+        task_key=row["letter_task"],
     )
 
 
