@@ -71,7 +71,7 @@ _CELERY = Contestant(
 )
 
 CELERY = (
-    replace(_CELERY, name="celery_solo", title="Celery, solo pool"),
+    replace(_CELERY, name="celery_solo", title="Celery, solo pool", is_quick=False),
     replace(
         _CELERY,
         name="celery_prefork2",

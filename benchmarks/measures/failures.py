@@ -103,7 +103,7 @@ class Retry:
 
 async def measure(servers: BenchServers, scale: Scale) -> list[Figure]:
     """Measure how fast the path is, and then how exact."""
-    tasks = scale.pick(full=10_000, quick=2_000, smoke=100)
+    tasks = scale.pick(full=10_000, quick=1_000, smoke=100)
     at_once = Policy(SHORTEST)
     failing, succeeding = [], []
     for _ in range(scale.pick(full=3, quick=1, smoke=1)):
