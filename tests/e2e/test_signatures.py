@@ -46,6 +46,11 @@ def refused(service: Service) -> list[tuple[str | None, str | None, str]]:
     return [(row["name"], row["message_id"], row["reason"]) for row in rows]
 
 
+def until_refused(service: Service, count: int) -> None:
+    """Wait for so many letters: while the last is written, its queue is empty already."""
+    until(f"{count} are refused", lambda: len(refused(service)) >= count)
+
+
 def test_what_is_signed_runs_and_what_is_not_is_a_dead_letter_without_a_row(guarded: Service) -> None:
     guarded.start()
     changed = sign(message("double", "changed", {"x": 1}))
@@ -60,6 +65,7 @@ def test_what_is_signed_runs_and_what_is_not_is_a_dead_letter_without_a_row(guar
         sign(message("double", "good", {"x": 1})),
     )
     guarded.until_states(succeeded=1)
+    until_refused(guarded, 5)
     guarded.until_rest()
 
     assert guarded.task("good")["result"] == "2"
@@ -72,11 +78,11 @@ def test_a_forgery_under_a_tasks_id_keeps_the_task_neither_from_beginning_nor_fr
 ) -> None:
     guarded.start()
     guarded.publish(message("gated", "taken"))  # before its owner, who has the key
-    guarded.until_rest()
+    until_refused(guarded, 1)
     guarded.publish(sign(message("gated", "taken")))
     guarded.until_states(running=1)
     guarded.publish(message("gated", "taken"), message("gated", "taken", {"another": "body"}))
-    guarded.until_rest()
+    until_refused(guarded, 3)
 
     guarded.gate.touch()
     guarded.until_states(succeeded=1)
@@ -98,7 +104,7 @@ def test_retries_take_overs_replays_and_what_handlers_send_are_vouched_for_by_th
     worker.wait()
     guarded.start(HANDLERS="tests.support.handlers,tests.support.sending_handlers")
     guarded.publish(sign(message("first", "sender", headers={"traceparent": TRACE})))
-    guarded.until_states(succeeded=5, dead=1)
+    guarded.until_states(succeeded=5, dead=1, seconds=90)
 
     assert guarded.command("dead", "replay", "--reason", "attempts_exhausted", "--json")
     until("the task is dead again", lambda: guarded.runs()["replayed"] == 4)
@@ -113,7 +119,7 @@ def test_a_key_can_be_rotated_while_tasks_wait_for_their_next_attempt(
 ) -> None:
     file = tmp_path / "keys"
     file.write_text(keys("new", "old"))
-    guarded.settings |= {"SIGNING_KEYS": "", "SIGNING_KEYS_FILE": str(file), "RETRY_DELAY": "3s"}
+    guarded.settings |= {"SIGNING_KEYS": "", "SIGNING_KEYS_FILE": str(file), "RETRY_DELAY": "10s"}
     worker = guarded.start()
     guarded.publish(sign(message("fails_once", "retried")))
     guarded.until_states(retrying=1)
@@ -130,7 +136,7 @@ def test_a_message_whose_key_was_missing_can_be_replayed_when_it_is_there(guarde
     worker = guarded.start()
     with client_of(guarded, "new") as client:
         client.publish("double", {"x": 4}, id="early")
-    guarded.until_rest()
+    until_refused(guarded, 1)
     assert [reason for _, _, reason in refused(guarded)] == ["bad_signature"]
     assert worker.stop() == 0
 
@@ -144,9 +150,10 @@ def test_a_message_whose_key_was_missing_can_be_replayed_when_it_is_there(guarde
 def test_an_operators_replay_vouches_for_nothing(guarded: Service) -> None:
     guarded.start()
     guarded.publish(message("double", "forged", {"x": 4}))
-    guarded.until_rest()
+    until_refused(guarded, 1)
 
     guarded.command("dead", "replay", "--all", "--json")
+    until_refused(guarded, 2)
     guarded.until_rest()
 
     assert guarded.states() == {}
