@@ -144,8 +144,8 @@ def test_a_handlers_commit_that_waits_for_another_is_done_once_or_not_at_all(ser
 
 
 def test_heartbeats_go_on_until_the_last_task_of_a_drain_has_ended(service: Service) -> None:
-    worker = service.start(AMQP_URL=f"{service.amqp_url}?heartbeat=1")  # the broker waits for two of them
-    service.publish(message("takes_a_while", "t-1", {"seconds": 8}))
+    worker = service.start(AMQP_URL=f"{service.amqp_url}?heartbeat=3")  # it is missed after three at most
+    service.publish(message("takes_a_while", "t-1", {"seconds": 15}))
     until("it runs", lambda: service.runs()["t-1"] == 1)
 
     end(worker)

@@ -99,7 +99,7 @@ def test_during_a_memory_alarm_tasks_run_and_retries_wait_for_its_end(
         own_service.until_states(retrying=20, succeeded=20)
         until("it is said", lambda: says(worker, "publishing blocked by the broker"))
         until("nothing is left in the broker", lambda: own_service.depth() == 0)
-        assert worker.is_ready()
+        worker.wait_ready()
 
     own_service.until_states(succeeded=40)
     own_service.until_rest()
@@ -139,7 +139,8 @@ def test_copies_that_the_broker_lost_are_sent_again_once_by_two_daemons(own_serv
     own_service.until_rest()
     assert set(own_service.runs().values()) == {2}
     assert {row["reemissions"] for row in own_service.rows("SELECT reemissions FROM tasks")} <= {0, 1}
-    assert all(each.is_ready() for each in daemons)
+    for each in daemons:
+        each.wait_ready()
 
 
 def test_a_queue_that_lost_its_leader_is_said_and_the_others_are_consumed(
@@ -160,7 +161,7 @@ def test_a_queue_that_lost_its_leader_is_said_and_the_others_are_consumed(
     consumed, begun = consumptions(worker), beat(own_service)
     until("it was tried again", lambda: beat(own_service) >= begun + BEATS)
     assert consumptions(worker) == consumed
-    assert checks(worker)["consumers"] is False
+    until("it is told", lambda: checks(worker).get("consumers") is False)
     node.ctl("delete_queue", "-p", vhost, "bw.q.other")
 
     worker.wait_ready()
@@ -169,7 +170,7 @@ def test_a_queue_that_lost_its_leader_is_said_and_the_others_are_consumed(
 
 
 def test_heartbeats_go_on_while_a_stopping_worker_waits_for_its_tasks(own_service: Service) -> None:
-    url = f"{own_service.amqp_url}?heartbeat=2"
+    url = f"{own_service.amqp_url}?heartbeat=3"
     worker = own_service.start(AMQP_URL=url, SHUTDOWN_GRACE="120s")
     own_service.publish(message("gated", "t-1"))
     until("it runs", lambda: own_service.runs()["t-1"] == 1)
