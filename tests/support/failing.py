@@ -26,7 +26,7 @@ HANDLERS, CHILD = "tests.support.failpoint_handlers", "tests.support.failpoint_c
 BATCH = ("plain", "thread", "effect", "effect_fails_once", "fails_once", "gives_up")
 SENDERS = ("effect", "effect_fails_once")
 FAILURES = {"fails_once": 1, "effect_fails_once": 1, "gives_up": 1}  # of the handlers' own, at most
-UNTIL_SCHEDULED = timedelta(seconds=6)  # longer than a daemon takes to begin
+UNTIL_SCHEDULED = timedelta(seconds=6)  # longer than a message takes to a daemon that is ready
 _numbers = count(1)
 
 
