@@ -35,7 +35,7 @@ pytestmark = pytest.mark.timeout(180)
 
 SLOW_CONFIRMS = 0.03  # seconds that each piece needs to RabbitMQ and back: a commit is faster
 ENDED = ("succeeded", "dead")
-SLOW = [("slow", f"slow-{number}") for number in range(5)]  # half a second each, or more
+SLOW = [("slow", f"slow-{number}") for number in range(10)]  # up to four seconds each: some run long enough
 TASKS = [
     *(("transfer", f"transfer-{number}") for number in range(10)),
     *(("plain", f"plain-{number}") for number in range(20)),
