@@ -38,6 +38,7 @@ def test_nothing_is_lost_or_done_twice_while_everything_is_killed_and_cut_off(tm
         seconds=SECONDS,
         warm=2.0,
         longest_drain=180.0,  # the relay comes back after two minutes to what it could not delete
+        recovery=30.0,  # on a machine that other tests keep busy
         fsync=False,
     )
 

@@ -58,6 +58,7 @@ class Plan:
     daemons: int = 3
     mortal: int = 2  # of these; the others live as long as the run, to show what grows
     longest_drain: float = 900.0
+    recovery: float = 10.0  # seconds from a heal to the first success
     fsync: bool = True
 
 
@@ -80,6 +81,7 @@ async def run(plan: Plan, folder: Path) -> Ran:
         prefetch=sum(QUEUES.values()),
         secrets=[CANARY],
         leeway=0.002,
+        recovery=plan.recovery,
     )
     async with (
         running_servers(fsync=plan.fsync, password=CANARY) as servers,
