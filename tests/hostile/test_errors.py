@@ -27,7 +27,7 @@ def test_each_error_and_each_result_ends_its_task_once_and_those_behind_it_are_d
     until(
         "every task has ended",
         lambda: service.rows(ended)[0]["count"] == len(cases) + 100,
-        seconds=90,
+        seconds=150,
     )
     service.until_rest()
     rows = {row["message_id"]: row for row in service.rows("SELECT * FROM tasks")}

@@ -25,7 +25,7 @@ MIB = 1024 * 1024
 LIMIT = "64KiB"
 WORTH_NOTICING = 48 * MIB  # of memory: less than one of the large bodies
 
-pytestmark = pytest.mark.timeout(180)
+pytestmark = pytest.mark.timeout(300)
 
 
 def body(number: int, size: int = 200_000) -> bytes:
@@ -79,7 +79,7 @@ def until_set_aside(service: Service, queue: str, count: int) -> None:
             declared = await channel.declare_queue(f"{service.prefix}.{queue}", passive=True)
             return declared.declaration_result.message_count or 0
 
-    until(f"{count} messages in {queue}", lambda: asyncio.run(depth()) == count, seconds=90)
+    until(f"{count} messages in {queue}", lambda: asyncio.run(depth()) == count, seconds=150)
 
 
 def start(service: Service, *, limit: str = LIMIT, dead_letters: str = "database") -> DaemonProcess:
