@@ -44,7 +44,7 @@ class Control:
         await self._call("PUT", path, configure="^$", write=write, read=read)
 
     async def _connections(self, at_least: int) -> list[dict[str, Any]]:
-        async with asyncio.timeout(15):
+        async with asyncio.timeout(30):
             while True:  # the API learns of a connection some time after its client: there is no signal
                 answer = json.loads(
                     await self._call("GET", f"/api/vhosts/{quote(self.vhost, safe='')}/connections")

@@ -72,7 +72,7 @@ class RawPublisher:
         return await self._read()
 
     async def _read(self) -> Frame:
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             head = await self._reader.readexactly(7)
             rest = await self._reader.readexactly(struct.unpack(">I", head[3:])[0] + 1)
         _, _, frame = pamqp.frame.unmarshal(head + rest)

@@ -19,6 +19,8 @@ from broker_worker.outgoing import Kind, Outgoing
 from tests.support.management import Control
 from tests.support.services import Broker
 
+SECONDS = 30.0  # for what takes one of them: the machine may be busy
+
 
 @dataclass
 class Events:
@@ -31,7 +33,9 @@ class Events:
         self.seen.append(event)
         self.changed.set()
 
-    async def until(self, wanted: Callable[[Event], bool], *, times: int = 1, within: float = 10) -> None:
+    async def until(
+        self, wanted: Callable[[Event], bool], *, times: int = 1, within: float = SECONDS
+    ) -> None:
         async with asyncio.timeout(within):
             while sum(map(wanted, self.seen)) < times:
                 self.changed.clear()
@@ -55,11 +59,11 @@ class Service:
         )
         await self.publisher.publish(copy)
 
-    async def next(self, *, within: float = 10) -> AmqpDelivery:
+    async def next(self, *, within: float = SECONDS) -> AmqpDelivery:
         async with asyncio.timeout(within):
             return await self.deliveries.get()
 
-    async def is_consuming(self, queue: str = "default", *, times: int = 1, within: float = 10) -> None:
+    async def is_consuming(self, queue: str = "default", *, times: int = 1, within: float = SECONDS) -> None:
         """Wait until the consumer of `queue` has come up for the `times`th time."""
         await self.events.until(
             lambda event: isinstance(event, ConsumerChanged) and event.queue == queue and event.is_up,

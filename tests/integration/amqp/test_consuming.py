@@ -116,7 +116,7 @@ async def test_a_deleted_queue_is_declared_and_consumed_again(
 
     await delete_queue(broker.url, declared.work_queue("default"))
 
-    await service.is_consuming(times=2, within=5)
+    await service.is_consuming(times=2)
     await service.publish(b"after")
     assert (await service.next()).body == b"after"
     assert TopologyRepaired(f"queue {declared.work_queue('default')}") in service.events.seen
@@ -134,7 +134,7 @@ async def test_without_the_right_to_declare_a_queue_is_consumed_again_once_someb
 
     serve()
 
-    await service.is_consuming(times=2, within=5)
+    await service.is_consuming(times=2)
     assert service.consumption.all_consuming
 
 

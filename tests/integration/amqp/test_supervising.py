@@ -190,14 +190,14 @@ async def test_a_queue_that_somebody_declared_otherwise_is_not_consumed_until_it
         await channel.queue_delete(name)
         await channel.queue_declare(name, durable=True)
 
-    await service.events.until(is_lost(f"queue {name} exists and has x-"), within=20)
+    await service.events.until(is_lost(f"queue {name} exists and has x-"))
     codes = [e.code for e in service.events.seen if isinstance(e, ConsumerChanged) and not e.is_up]
     assert 406 in codes
     assert not service.consumption.all_consuming
     consumed = sum(isinstance(e, ConsumerChanged) and e.is_up for e in service.events.seen)
     await delete_queue(broker.url, name)
 
-    await service.is_consuming(times=consumed + 1, within=10)
+    await service.is_consuming(times=consumed + 1)
     assert service.consumption.all_consuming
     assert TopologyRepaired(f"queue {name}") in service.events.seen
 
@@ -212,12 +212,10 @@ async def test_a_right_that_is_taken_away_is_said_with_its_code_and_may_come_bac
     await control.set_rights(url, write=".*", read="^$")
     await control.close_connections(at_least=2)
 
-    await service.events.until(
-        lambda e: isinstance(e, ConsumerChanged) and not e.is_up and e.code == 403, within=20
-    )
+    await service.events.until(lambda e: isinstance(e, ConsumerChanged) and not e.is_up and e.code == 403)
     assert not service.consumption.all_consuming
     await control.set_rights(url, write=".*", read=".*")
-    await service.is_consuming(times=2, within=20)
+    await service.is_consuming(times=2)
 
 
 async def test_a_connection_on_which_the_broker_opens_no_channel_is_replaced_at_the_third_try(
@@ -232,11 +230,11 @@ async def test_a_connection_on_which_the_broker_opens_no_channel_is_replaced_at_
         wire.kept_back = lambda frame: frame[0] != constants.FRAME_HEARTBEAT
 
         await service.events.until(
-            lambda e: isinstance(e, ConnectionChanged) and e.link == "consume" and not e.is_up, within=20
+            lambda e: isinstance(e, ConnectionChanged) and e.link == "consume" and not e.is_up
         )
         tries = wire.asked
         wire.kept_back = lambda _: False
-        await service.is_consuming(times=2, within=20)
+        await service.is_consuming(times=2)
     assert tries >= 3
 
 
@@ -255,5 +253,5 @@ async def test_a_queue_without_an_answer_costs_the_others_nothing(
                 await asyncio.sleep(QUICK)
         wire.kept_back = lambda _: False
 
-        await service.is_consuming(within=20)
+        await service.is_consuming()
     assert connections_lost(service) == 0
