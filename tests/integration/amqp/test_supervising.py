@@ -16,12 +16,14 @@ from broker_worker.amqp.channel import open_channel, plain_channel
 from broker_worker.amqp.connection import connected
 from broker_worker.amqp.topology import Topology
 from broker_worker.events import ConnectionChanged, ConsumerChanged, Event, TopologyRepaired
-from tests.integration.amqp.conftest import Service
+from tests.integration.amqp.conftest import SECONDS, Service
 from tests.integration.amqp.test_connecting import at_port
 from tests.integration.amqp.test_consuming import delete_queue
 from tests.support.management import Control
 from tests.support.proxy import Unwatched, Write, proxy_to
 from tests.support.services import Broker
+
+pytestmark = pytest.mark.timeout(180)
 
 Start = Callable[..., Service]
 CONSUME, OPEN = (
@@ -39,17 +41,18 @@ class Wire(Unwatched):
     """Says to the broker what the client does not know of, or keeps requests from it."""
 
     def __init__(self) -> None:
-        self.to_broker: Write | None = None
+        self.to_broker: Write | None = None  # on the connection that consumes
         self.channel = 0
         self.tag = ""
+        self.is_forgotten = asyncio.Event()
         self.kept_back: Callable[[bytes], bool] = lambda _: False
         self.asked = 0
 
     async def from_client(self, data: bytes, write: Write) -> None:
-        self.to_broker = write
         for frame in frames_of(data):
             method = frame[7:11]
             if method == CONSUME:
+                self.to_broker = write
                 self.channel = struct.unpack_from(">H", frame, 1)[0]
                 self.tag = consumer_tag(frame)
             if self.kept_back(frame):
@@ -57,10 +60,18 @@ class Wire(Unwatched):
                 continue
             await write(frame)
 
+    async def from_server(self, data: bytes, write: Write) -> None:
+        cancelled = marshal(commands.Basic.CancelOk(self.tag), self.channel)
+        if cancelled in data:
+            self.is_forgotten.set()
+            data = data.replace(cancelled, b"")
+        await write(data)
+
     async def forget_consumer(self) -> None:
-        """Cancel the client's consumer behind its back; there is no answer to that."""
+        """Cancel the client's consumer behind its back: the answer is kept from it."""
         assert self.to_broker is not None
-        await self.to_broker(marshal(commands.Basic.Cancel(self.tag, nowait=True), self.channel))
+        await self.to_broker(marshal(commands.Basic.Cancel(self.tag), self.channel))
+        await self.is_forgotten.wait()  # or what is published next may still go to it
 
 
 def frames_of(data: bytes) -> list[bytes]:
@@ -150,7 +161,7 @@ async def test_a_consumer_that_is_served_is_left_alone(serve: Start) -> None:
         await service.publish()
     held = await service.next()
 
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(SECONDS):
         while (await service.consumption.ready_depth("default")) != 2:
             await asyncio.sleep(QUICK)
     await asyncio.sleep(5 * QUICK)  # two looks or more
@@ -172,7 +183,7 @@ async def test_a_queue_that_somebody_declared_anew_has_its_bindings_again(
         await channel.queue_delete(name)
         await channel.queue_declare(name, durable=True, arguments=dict(spec.arguments))  # type: ignore[union-attr]
 
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(SECONDS):
         while service.deliveries.empty():  # until it is bound again, what is published is unroutable
             await service.publish(b"after")
             await asyncio.sleep(QUICK)
@@ -180,8 +191,9 @@ async def test_a_queue_that_somebody_declared_anew_has_its_bindings_again(
 
 
 async def test_a_queue_that_somebody_declared_otherwise_is_not_consumed_until_it_is_ours_again(
-    serve: Start, broker: Broker, declared: Topology
+    serve: Start, broker: Broker, declared: Topology, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("broker_worker.amqp.patience.FIRST_PAUSE", 3.0)  # in which somebody is first
     service = serve()
     await service.is_consuming()
     name = declared.work_queue("default")
@@ -241,14 +253,14 @@ async def test_a_connection_on_which_the_broker_opens_no_channel_is_replaced_at_
 async def test_a_queue_without_an_answer_costs_the_others_nothing(
     serve: Start, broker: Broker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("broker_worker.amqp.consumer.START_DEADLINE", 0.2)
+    monkeypatch.setattr("broker_worker.amqp.consumer.START_DEADLINE", 1.0)  # enough to open a channel
     wire = Wire()
     async with through(broker, wire) as url:
         wire.kept_back = lambda frame: frame[7:11] == CONSUME
         service = serve(url=url)
 
         await service.events.until(is_lost("has the queue lost its leader?"))
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(2 * SECONDS):
             while wire.asked < 4:
                 await asyncio.sleep(QUICK)
         wire.kept_back = lambda _: False
