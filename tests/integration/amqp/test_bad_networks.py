@@ -11,10 +11,12 @@ import pytest
 from broker_worker.amqp.connection import connected
 from broker_worker.amqp.looking import Looks
 from broker_worker.events import ConnectionChanged, ConsumerChanged
-from tests.integration.amqp.conftest import Service
+from tests.integration.amqp.conftest import SECONDS, Service
 from tests.integration.amqp.test_connecting import at_port
 from tests.support.proxy import Unwatched, Write, proxy_to
 from tests.support.services import Broker
+
+pytestmark = pytest.mark.timeout(180)
 
 Start = Callable[..., Service]
 FLAPS = 10
@@ -47,6 +49,7 @@ async def consumers(service: Service) -> int:
 async def test_a_connection_that_flaps_leaves_one_consumer_and_no_task_behind(
     serve: Start, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("broker_worker.amqp.consumer.LOOK_INTERVAL", 3600.0)  # a look has a task of its own
     monkeypatch.setattr("broker_worker.amqp.patience.FIRST_PAUSE", 0.01)
     monkeypatch.setattr("broker_worker.amqp.patience.LONGEST_PAUSE", 0.1)
     service = serve()
@@ -62,7 +65,7 @@ async def test_a_connection_that_flaps_leaves_one_consumer_and_no_task_behind(
         await service.is_consuming(times=flap + 1)
     await service.next()  # it came again each time, and the last one is the one to be acked
 
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(SECONDS):
         while len(asyncio.all_tasks()) > tasks or await consumers(service) > 1:
             await asyncio.sleep(0.05)
     assert await consumers(service) == 1
@@ -89,7 +92,6 @@ async def test_a_byte_at_a_time_is_slow_and_right(serve: Start, broker: Broker) 
 
 async def test_a_long_delay_keeps_no_short_one_waiting(serve: Start) -> None:
     service = serve()
-    await service.publish(b"long", delay=2)
-    await service.publish(b"short", delay=1)
+    await asyncio.gather(service.publish(b"long", delay=2), service.publish(b"short", delay=1))
 
     assert [(await service.next()).body for _ in range(2)] == [b"short", b"long"]

@@ -22,6 +22,8 @@ from tests.integration.amqp.test_supervising import frames_of
 from tests.support.proxy import Unwatched, Write, proxy_to
 from tests.support.services import Broker
 
+pytestmark = pytest.mark.timeout(180)
+
 PUBLISH, ACK = (struct.pack(">I", method.index) for method in (commands.Basic.Publish, commands.Basic.Ack))
 MANY = 40
 PROMPT = Outgoing(Kind.COPY, "default", Properties(type="t"), b"prompt")
@@ -65,7 +67,7 @@ async def impatient(broker: Broker, declared: Topology, leaderless: Leaderless) 
     ):
         url = at_port(broker.url, proxy.port)
         link = Link("publish", lambda: url, lambda _: None)
-        publisher = Publisher(link, declared, emit=lambda _: None, deadline=3.0)
+        publisher = Publisher(link, declared, emit=lambda _: None, deadline=6.0)
         group.create_task(publisher.run())
         yield publisher
         await publisher.close()
