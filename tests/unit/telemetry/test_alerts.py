@@ -25,8 +25,21 @@ def test_every_metric_that_the_alerts_name_exists() -> None:
     assert (named | sampled) - {"broker_worker_"} <= known
 
 
-def test_there_are_eight() -> None:
-    assert len(RULES) == 8
+def test_every_metric_is_documented_and_no_other() -> None:
+    exposition = MetricsSubscriber(names=["a"], queues=["b"]).exposition().decode()
+    families = [
+        f"{family.name}_total" if family.type == "counter" else family.name
+        for family in text_string_to_metric_families(exposition)
+    ]
+
+    documented = re.findall(r"^\| `(\w+)` \|", ALERTS, re.MULTILINE)
+
+    ours = [name for name in families if name.startswith("broker_worker_")]
+    assert sorted(f"broker_worker_{name}" for name in documented) == sorted(ours)
+
+
+def test_there_are_nine() -> None:
+    assert len(RULES) == 9
 
 
 @pytest.mark.parametrize(("rule", "text"), RULES, ids=map(str, range(len(RULES))))
