@@ -175,7 +175,8 @@ def test_a_message_that_kills_the_frame_decoder_of_clients_becomes_a_dead_letter
     service.publish(message("double", "next", {"x": 1}))
 
     service.until_states(succeeded=1)
-    (letter,) = service.rows("SELECT reason, body FROM dead_letters")
+    look = "SELECT reason, body FROM dead_letters"
+    (letter,) = until("its letter is written", lambda: service.rows(look))
     assert (letter["reason"], letter["body"]) == ("malformed", b"its body")
 
 
@@ -234,7 +235,7 @@ def test_a_reply_goes_to_an_allowed_queue_and_to_no_other(service: Service) -> N
             await exchange.publish(
                 message("double", task_id, {"x": 4}, reply_to=reply_to, correlation_id="c-1"), "default"
             )
-            for _ in range(100):
+            for _ in range(600):
                 if (answer := await queue.get(fail=False)) is not None:
                     assert answer.correlation_id == "c-1"
                     await answer.ack()
