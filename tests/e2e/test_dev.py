@@ -179,6 +179,7 @@ def test_a_failed_attempt_is_shown_with_its_traceback(service: Service, project:
         running.until_serving(times=1)
         service.publish(message("greet", "t-1", {"name": "nobody"}))
         running.until_said("attempt failed.*\n")
+        running.until_said("\n    LookupError: there is no such person\n")
         said = running.log.read_text()
 
     _, _, shown = said.partition("attempt failed")
@@ -262,4 +263,4 @@ def test_ctrl_c_while_servers_start_leaves_nothing_behind(project: Path, tempora
 
     assert status == 0
     until_gone(processes)
-    assert list(temporary.iterdir()) == []
+    until("no file is left", lambda: not list(temporary.iterdir()))
