@@ -78,7 +78,7 @@ def test_of_eight_children_the_one_that_is_killed_is_charged_alone(authored: Ser
     assert sorted(row["attempt"] for row in authored.rows("SELECT attempt FROM tasks")) == [1] * 7 + [2]
     (attempt,) = authored.rows("SELECT outcome FROM attempts")
     assert attempt["outcome"] == "crashed"
-    assert worker.is_ready()
+    worker.wait_ready()
 
 
 def children(pid: int) -> list[Path]:
@@ -129,7 +129,7 @@ def test_what_can_not_be_ended_is_timed_out_and_leaves_its_slot(
     authored.until_rest()
     (attempt,) = authored.rows("SELECT outcome FROM attempts")
     assert attempt["outcome"] == "timeout"
-    assert worker.is_ready()
+    worker.wait_ready()
     assert worker.stop() == 0
 
 

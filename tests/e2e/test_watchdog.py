@@ -44,7 +44,7 @@ def test_a_worker_that_was_suspended_is_alive_and_blames_nobody(service: Service
     until("it is stopped", lambda: status.read_text().rpartition(")")[2].split()[0] == "T")
     unanswered, _ = worker.get("/livez")  # gives up after 5 s
     worker.signal(signal.SIGCONT)
-    answered, _ = worker.get("/livez")
+    answered = until("it answers", lambda: worker.get("/livez")[0])
 
     assert (unanswered, answered) == (0, 200)
     worker.stop()
