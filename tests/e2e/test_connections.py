@@ -67,7 +67,7 @@ def test_a_broker_restarted_while_two_hundred_tasks_run_causes_no_second_run(
 def test_a_broker_killed_while_tasks_fail_loses_no_retry(
     own_service: Service, private_rabbitmq: PrivateRabbitMQ
 ) -> None:
-    worker = own_service.start()
+    worker = own_service.start(RETRY_DELAY="5s")  # time enough to see one wait
     own_service.publish(*(message("fails_once", f"t-{i}") for i in range(50)))
     until("some failed", lambda: own_service.states().get("retrying", 0) > 0)
 
