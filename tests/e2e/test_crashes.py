@@ -109,8 +109,9 @@ def test_what_shared_a_prefetch_with_crashers_outlives_the_brokers_delivery_limi
     path = f"/api/policies/{broker.vhost}/limit-{broker.prefix}"
     call_management(broker.management_url, "PUT", path, json.dumps(policy).encode())
     service.publish(*(message("gated", f"bystander-{i}") for i in range(5)))
-    for place in ("claimed", "received", "received"):  # while they run, and twice before anything is decided
-        doomed = service.start(ready=False, FAILPOINT=f"{place}:kill9:5")
+    undecided = "claiming:hang,received:kill9:5"
+    for failpoint in ("claimed:kill9:5", undecided, undecided):  # the first time while they run
+        doomed = service.start(ready=False, FAILPOINT=failpoint)
         assert doomed.wait() == -signal.SIGKILL
     dead = f"/api/queues/{broker.vhost}/{broker.prefix}.dead.default"
     url = broker.management_url
