@@ -31,13 +31,15 @@ class Gateway:
                     continue
                 server = socket.create_connection(self._address)
                 self._sockets |= {client, server}
+                if self._is_shut:  # meanwhile
+                    self.shut()
                 for source, target in ((client, server), (server, client)):
                     threading.Thread(target=self._carry, args=(source, target), daemon=True).start()
 
     def shut(self) -> None:
         """Cut what is connected and hang up on who comes, as where the server has gone."""
         self._is_shut = True
-        for each in self._sockets:
+        for each in list(self._sockets):
             _end(each)
 
     def fall_silent(self) -> None:
