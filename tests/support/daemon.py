@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -15,6 +14,8 @@ from collections.abc import Callable, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, TypeVar
+
+from broker_worker.local.network import free_ports
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -34,13 +35,6 @@ def until(what: str, probe: Callable[[], T], *, seconds: float = 60.0) -> T:
                 f"in {seconds:.0f} s it did not come to this: {what}; last answer: {answer!r}"
             )
         time.sleep(0.05)
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 class Process(Protocol):
@@ -84,7 +78,7 @@ class DaemonProcess:
         *,
         spawn: Callable[[dict[str, str], Path], Process] = spawn,
     ) -> None:
-        self._port = free_port()
+        (self._port,) = free_ports(1)  # below those of clients: a slow start takes it much later
         self.log = log
         base = {name: value for name, value in os.environ.items() if not name.startswith("BROKER_WORKER_")}
         base.pop("PYTHONDONTWRITEBYTECODE", None)  # or each start compiles everything again
