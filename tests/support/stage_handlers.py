@@ -95,7 +95,7 @@ async def too_slow() -> None:
     await asyncio.sleep(3600)
 
 
-@registry.task("stage.has_a_deadline", deadline=1.5, retry_delay=1, retry_jitter=0, max_attempts=10)
+@registry.task("stage.has_a_deadline", deadline=9, retry_delay=5, retry_jitter=0, max_attempts=10)
 async def has_a_deadline() -> None:
     raise ConnectionError("away")
 
@@ -108,7 +108,7 @@ async def hangs(context: Context) -> None:
 @registry.task("stage.reports")
 async def reports(context: Context) -> None:
     await context.progress(0.25, "a quarter")
-    await asyncio.sleep(3)
+    await asyncio.sleep(60)
 
 
 @registry.task("stage.saves", retry_delay=0.1)
