@@ -14,6 +14,8 @@ from tests.faults.mutants.mutant import Mutant
 from tests.faults.mutants.on_servers import MUTANTS as ON_SERVERS
 from tests.simulation.simulation import simulate
 
+pytestmark = pytest.mark.timeout(300)  # on a machine that has other things to do
+
 SEEDS = 150  # within which a mutant has to be killed; most need one or two
 by_mutant = pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.name.replace(" ", "_"))
 
