@@ -176,7 +176,7 @@ def call_management(url: str, method: str, path: str, body: bytes | None = None)
         data=body,
         headers={"Authorization": f"Basic {credentials}", "Content-Type": "application/json"},
     )
-    with urllib.request.urlopen(request, timeout=20) as answer:
+    with urllib.request.urlopen(request, timeout=60) as answer:
         answered: bytes = answer.read()
         return answered
 
