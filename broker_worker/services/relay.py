@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from functools import partial
 
 from broker_worker.errors import PublishError, StoreUnavailableError, UnsentError
-from broker_worker.events import Emit, PublishFailed, ServiceWorked
+from broker_worker.events import Emit, PublishFailed, ServiceFailed, ServiceWorked
 from broker_worker.outgoing import Owed
 from broker_worker.ports import Outbox, Publisher
 
@@ -141,5 +141,7 @@ class Relay:
             except StoreUnavailableError:
                 # not deleted: sent again after two minutes, and known as a duplicate where it arrives
                 continue
+            except Exception as error:  # noqa: BLE001 - the same; it must not end what runs
+                self._emit(ServiceFailed("relay", error))
             finally:
                 self._is_settling = False

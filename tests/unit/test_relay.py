@@ -8,7 +8,7 @@ from functools import partial
 import pytest
 
 from broker_worker.errors import PublishError, StoreUnavailableError, UnsentError
-from broker_worker.events import Event, PublishFailed, ServiceWorked
+from broker_worker.events import Event, PublishFailed, ServiceFailed, ServiceWorked
 from broker_worker.message import Properties
 from broker_worker.outgoing import Kind, Outgoing, Owed
 from broker_worker.services.relay import IN_FLIGHT, REMEMBERED, Relay
@@ -30,6 +30,7 @@ class Rows:
         self.limits: list[int] = []
         self.deletes = 0
         self.failures = 0
+        self.error: Exception = StoreUnavailableError("away")
 
     async def take(self, limit: int) -> list[Owed]:
         self.limits.append(limit)
@@ -41,7 +42,7 @@ class Rows:
         await asyncio.sleep(1)
         if self.failures:
             self.failures -= 1
-            raise StoreUnavailableError("away")
+            raise self.error
         self.deleted += ids
 
     async def put_back(self, ids: Sequence[int]) -> None:
@@ -124,6 +125,21 @@ async def test_nothing_is_deleted_before_it_is_confirmed(scene: Scene) -> None:
         relay.promptly([owed(1)])
         await asyncio.sleep(0.9)
         assert (scene.broker.in_flight, scene.rows.deletes) == (1, 0)
+
+
+@in_virtual_time
+async def test_an_error_that_nobody_foresaw_costs_the_rows_of_one_batch_their_time_and_ends_nothing(
+    scene: Scene,
+) -> None:
+    scene.rows.failures, scene.rows.error = 1, RuntimeError("permission denied")
+
+    async with scene.running() as relay:
+        relay.promptly([owed(1)])
+        await asyncio.sleep(5)
+        relay.promptly([owed(2)])
+
+    assert scene.rows.deleted == [2]
+    assert scene.events == [ServiceFailed("relay", scene.rows.error)]
 
 
 @in_virtual_time
