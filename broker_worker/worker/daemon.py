@@ -245,10 +245,9 @@ class Daemon:
         self._emit(LifecycleChanged("draining", self._signals.reason))
         for consumption in self._parts.consumptions:
             consumption.stop_consuming()
-        for intake in self._parts.intakes:
-            await intake.drain(self._grace, self._signals.hurry)
-        for intake in self._parts.intakes:
-            self._stubborn += await intake.cut()
+        intakes = self._parts.intakes
+        await asyncio.gather(*(intake.drain(self._grace, self._signals.hurry) for intake in intakes))
+        self._stubborn += sum(await asyncio.gather(*(intake.cut() for intake in intakes)))
         # a batch that is on its way may still claim for one that was cut
         await self._within(SETTLE_WAIT, self._tasks.settled())
         await self._within(RELEASE_WAIT, self._release())

@@ -60,13 +60,13 @@ class End:
 
         return job
 
-    async def run(self, *, asks: bool = True) -> int:
+    async def run(self, *, asks: bool = True, grace: timedelta = timedelta(0)) -> int:
         daemon = Daemon(
             self.parts,
             signals=self.signals,
             runs=self.runs,
             tasks=self.store,
-            grace=timedelta(0),
+            grace=grace,
             clock=self.clock,
             random=random.random,
             emit=self.events.append,
@@ -182,6 +182,36 @@ async def test_what_a_preparation_opens_is_let_go_of_in_the_same_task() -> None:
     await end.run()
 
     assert tasks[0] is tasks[1]
+
+
+@in_virtual_time
+async def test_all_intakes_have_the_same_time_to_end_and_none_waits_for_another() -> None:
+    end = End()
+    cut: list[float] = []
+    loop = asyncio.get_running_loop()
+
+    async def go_on(_: object) -> None:
+        try:
+            await asyncio.sleep(1000)
+        except asyncio.CancelledError:
+            cut.append(loop.time() - began)
+            raise
+
+    intakes = [
+        Intake(
+            go_on, start_over=go_on, name=name, clock=end.clock, random=random.random, emit=end.events.append
+        )
+        for name in ("tasks", "dead letters")
+    ]
+    end.parts = replace(end.parts, intakes=intakes, leave_at_once=end.noting("leave at once"))
+    for intake in intakes:
+        loop.call_later(0.1, intake.take, MemoryDelivery("default", None, b""))  # type: ignore[arg-type]
+    loop.call_later(0.2, end.signals.ask, "the test")
+    began = loop.time() + 0.2
+
+    assert await end.run(asks=False, grace=timedelta(seconds=25)) == 0
+    assert [round(each) for each in cut] == [25, 25]
+    assert end.done == ["prepare", "publish_rest", "leave", "close"]
 
 
 @in_virtual_time
