@@ -7,6 +7,7 @@ transaction mode (no session state, no named prepared statements, limits by
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import re
 import ssl
@@ -333,7 +334,8 @@ def _translated() -> Iterator[None]:
         if (detail := unavailability(error)) is not None:
             raise StoreUnavailableError(detail) from error
         if (code := sqlstate(error)) and code.startswith("22"):
-            raise StoreDataError(f"{code}: {_without_values(error)}") from error
+            # the driver's own error names the values, and causes are shown in logs and rows
+            raise StoreDataError(f"{code}: {_without_values(error)}") from None
         raise
 
 
@@ -492,11 +494,15 @@ def _keep_no_statements_behind_a_pooler(adapted: DBAPIConnection, _: object) -> 
 
 
 async def _settled(connection: HandlersConnection | LimitedConnection) -> None:
+    """Settle it in bounded time: a handlers' connection has no limits, and a claim waits for it."""
+    limit = asyncio.get_running_loop().call_later(COMMAND_TIMEOUT.total_seconds(), connection.terminate)
     try:
         await connection.settle()
     except BaseException:
         connection.terminate()  # nobody else has it
         raise
+    finally:
+        limit.cancel()
 
 
 def _setting(settings: Mapping[str, str], *, is_local: bool) -> str:

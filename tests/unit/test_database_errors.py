@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import traceback
 from typing import Any
 
 import asyncpg
@@ -11,6 +13,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
 from broker_worker.errors import StoreBusyError, StoreDataError, StoreUnavailableError
 from broker_worker.store import database
+from broker_worker.testing.clock import in_virtual_time
 
 # what a worker waits for, uncharged, until it is over
 GONE = {"08000", "08001", "08003", "08004", "08006", "08007", "08P01"}
@@ -89,3 +92,38 @@ def test_what_the_toolkit_wraps_keeps_its_kind(code: str) -> None:
     error = DBAPIError("INSERT", None, KNOWN[code]("refused"))
 
     assert made_of(error) is error
+
+
+def test_the_values_that_postgres_refused_are_in_nothing_that_led_to_our_error() -> None:
+    raised = made_of(asyncpg.DataError("invalid input for query argument $3: ['4111 1111']"))
+
+    assert "4111" not in "".join(traceback.format_exception(raised))
+
+
+@in_virtual_time
+async def test_a_server_that_falls_silent_before_a_connection_is_settled_is_given_up(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def connect(*_: object, **__: object) -> Silent:
+        return Silent()
+
+    monkeypatch.setattr(asyncpg, "connect", connect)
+    open_one = database.connector(lambda: "postgresql://u@127.0.0.1/x", "a test", None)
+
+    async with asyncio.timeout(database.COMMAND_TIMEOUT.total_seconds() + 1):
+        with pytest.raises(asyncpg.InterfaceError):
+            await open_one()
+
+
+class Silent:
+    """A connection whose server says nothing any more."""
+
+    def __init__(self) -> None:
+        self._ended = asyncio.get_running_loop().create_future()
+
+    async def settle(self) -> None:
+        await self._ended
+
+    def terminate(self) -> None:
+        if not self._ended.done():
+            self._ended.set_exception(asyncpg.InterfaceError("the connection was closed"))
