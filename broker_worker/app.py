@@ -159,6 +159,7 @@ class App:
             keeps_payloads=settings.store_payloads is StorePayloads.ALL,
         )
         self.resources = Resources(self.registry, ways=(Way.LOOP, Way.THREAD))
+        self.collector = Collector()
         self.progress = ProgressWriter(ProgressStore(self.database, worker=self.worker))
         self.processes = ProcessPool(
             modules=settings.handlers,
@@ -257,7 +258,7 @@ class App:
                 self._service("pruner", PRUNE_INTERVAL, self._pruner().run_once, waits_first=True),
                 self._service("sampler", SAMPLE_INTERVAL, self._sample),
                 self._service("guard", GUARD_INTERVAL, self._guard(consumptions).run_once, waits_first=True),
-                self._service("collector", COLLECTOR_INTERVAL, Collector().run_once),
+                self._service("collector", COLLECTOR_INTERVAL, self.collector.run_once),
                 self._service("summary", SUMMARY_INTERVAL, self.observation.summarise, waits_first=True),
             ),
             consumptions=consumptions,
@@ -355,6 +356,7 @@ class App:
             async with self.processes.child():  # one that can't start shows now, and the first waits for none
                 pass
         await self.workers.register(name=self.name, release=RELEASE)
+        self.collector.begin()
 
     def _process(self, delivery: Delivery) -> Awaitable[None]:
         return self.processor.process(delivery, self.slots[delivery.queue])

@@ -11,19 +11,25 @@ the database. As the young never become too many, nothing else would ever look a
 from __future__ import annotations
 
 import gc
+import time
 
 PYTHONS_THRESHOLDS = (700, 10, 10)
 THRESHOLDS = (200_000, 20, 50)  # objects; collections of the younger generation
 YOUNG, OLDER, ALL = range(3)
-TURNS_BETWEEN_OLDER, TURNS_BETWEEN_ALL = 10, 60  # seconds; a look at all takes some 10 ms
+TURNS_BETWEEN_OLDER, TURNS_BETWEEN_ALL = 10, 60  # seconds
+MOST_OF_THE_TIME = 0.001  # share of it for looks at all, which hold everything up: a handler may have much
 
 
 class Collector:
     """Paces the collector of this process. A program that has set thresholds of its own keeps them."""
 
     def __init__(self) -> None:
-        """Never look again at what is there now."""
         self._turns = 0
+        self._all_at = TURNS_BETWEEN_ALL
+        self._is_ours = False
+
+    def begin(self) -> None:
+        """Take the pace over from Python, and never look again at what is there now: all that was loaded."""
         self._is_ours = gc.get_threshold() == PYTHONS_THRESHOLDS
         if self._is_ours:
             gc.collect()
@@ -32,11 +38,13 @@ class Collector:
 
     async def run_once(self) -> None:
         """Look at what has come since the last time."""
+        if not self._is_ours:
+            return
         self._turns += 1
-        if self._is_ours:
-            gc.collect(self._generation())
-
-    def _generation(self) -> int:
-        if self._turns % TURNS_BETWEEN_ALL == 0:
-            return ALL
-        return OLDER if self._turns % TURNS_BETWEEN_OLDER == 0 else YOUNG
+        if self._turns >= self._all_at:
+            began = time.perf_counter()
+            gc.collect(ALL)
+            took = time.perf_counter() - began
+            self._all_at = self._turns + max(TURNS_BETWEEN_ALL, round(took / MOST_OF_THE_TIME))
+        else:
+            gc.collect(OLDER if self._turns % TURNS_BETWEEN_OLDER == 0 else YOUNG)

@@ -37,6 +37,7 @@ def test_python_begins_with_the_thresholds_that_we_take_for_its_own() -> None:
 
 async def test_what_is_left_in_a_cycle_is_freed_at_the_next_turn() -> None:
     collector = Collector()
+    collector.begin()
     left = weakref.ref(Knot())
 
     was_there = left() is not None
@@ -47,9 +48,32 @@ async def test_what_is_left_in_a_cycle_is_freed_at_the_next_turn() -> None:
     assert gc.get_threshold() == THRESHOLDS
 
 
+def test_what_was_loaded_before_it_begins_is_never_looked_at_again() -> None:
+    collector = Collector()
+    loaded: list[list[int]] = [[]]
+    collector.begin()
+
+    assert not any(each is loaded for each in gc.get_objects())
+
+
+async def test_looks_at_all_take_a_thousandth_of_the_time_at_most(monkeypatch: pytest.MonkeyPatch) -> None:
+    looked: list[int] = []
+    seconds = iter(range(0, 1000, 2))  # each look seems to take two
+    monkeypatch.setattr("broker_worker.collector.gc.collect", lambda *generation: looked.extend(generation))
+    monkeypatch.setattr("broker_worker.collector.time.perf_counter", lambda: next(seconds))
+    collector = Collector()
+    collector.begin()
+
+    for _ in range(60 + 2000):
+        await collector.run_once()
+
+    assert looked.count(2) == 2
+
+
 @pytest.mark.parametrize("turns", [1, 30], ids=["for a turn", "for long"])
 async def test_what_is_left_in_a_cycle_after_it_was_in_use_is_freed_within_a_minute(turns: int) -> None:
     collector = Collector()
+    collector.begin()
     in_use = [Knot()]
     left = weakref.ref(in_use[0])
     for _ in range(turns):
@@ -67,6 +91,6 @@ async def test_what_is_left_in_a_cycle_after_it_was_in_use_is_freed_within_a_min
 async def test_thresholds_of_the_programs_own_are_kept() -> None:
     gc.set_threshold(123, 4, 5)
 
-    await Collector().run_once()
+    Collector().begin()
 
     assert gc.get_threshold() == (123, 4, 5)
