@@ -20,6 +20,7 @@ from broker_worker.events import (
 from broker_worker.telemetry.throttle import Throttle
 
 FLAPS = 3  # losses of one connection or consumer in a minute that are shown
+FAULTS = 10  # errors of one type in a minute that are shown with their traceback
 FOR_PEOPLE = frozenset({403, 405, 406})  # reply codes that no repair of ours mends
 
 ServerEvent = (
@@ -61,7 +62,9 @@ class ServerLines:
                 shown = {"service": service, "error": error, "error_type": type(error).__name__}
                 self._seldom(logging.WARNING, "service failed", type(error), shown)
             case ServiceFailed(service=service, error=error):
-                self._log.error("service failed", service=service, exc_info=error)  # a fault of ours
+                # a fault of ours: of each kind a few, because each delivery under way may meet it
+                shown = {"service": service, "exc_info": error}
+                self._seldom(logging.ERROR, "service failed", (service, type(error)), shown, most=FAULTS)
 
     def _come_or_go(
         self, kind: str, name: str, words: tuple[str, str], *, is_up: bool, **fields: object

@@ -6,7 +6,7 @@ import structlog
 
 from broker_worker.errors import BrokerUnavailableError, StoreUnavailableError
 from broker_worker.events import ConnectionChanged, ConsumerChanged, PublishFailed, ServiceFailed
-from broker_worker.telemetry.server_lines import FLAPS, ServerEvent, ServerLines
+from broker_worker.telemetry.server_lines import FAULTS, FLAPS, ServerEvent, ServerLines
 from broker_worker.telemetry.throttle import INTERVAL, MOST_KEYS, Throttle
 from tests.unit.telemetry.conftest import Lines
 
@@ -52,12 +52,16 @@ def test_two_servers_have_a_line_each(lines: Lines) -> None:
     assert world.told == ["service failed"] * 2
 
 
-def test_faults_of_ours_are_all_written(lines: Lines) -> None:
+def test_of_faults_of_ours_a_few_of_each_kind_are_written(lines: Lines) -> None:
     world = World(lines)
 
-    world.tell(*[ServiceFailed("relay", KeyError("x"))] * 5)
+    world.tell(*[ServiceFailed("relay", KeyError("x"))] * 100)
+    world.tell(ServiceFailed("relay", ValueError("x")))
+    world.now += INTERVAL
+    world.tell(ServiceFailed("relay", KeyError("x")))
 
-    assert world.told == ["service failed"] * 5
+    assert world.told == ["service failed"] * (FAULTS + 2)
+    assert world.held_back[-1] == 100 - FAULTS
 
 
 def test_a_thousand_publishes_that_fail_alike_are_one_line(lines: Lines) -> None:
