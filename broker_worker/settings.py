@@ -41,8 +41,11 @@ from broker_worker.secret import Complain, Secret
 from broker_worker.signing import ALLOWED_KEYS, complaint_about_keys
 
 VARIABLES = "BROKER_WORKER_"
-NOT_OURS = re.compile(  # Kubernetes injects the first three for a Service called broker-worker
-    f"{VARIABLES}(PORT|PORT_.*|SERVICE_.*|LOCAL_.*|FAILPOINT)"  # throwaway servers and tests read the others
+NOT_OURS = re.compile(  # by name and value; throwaway servers and tests read the first two
+    f"{VARIABLES}(LOCAL_.*=.*|FAILPOINT=.*"
+    # what Kubernetes injects for each Service whose name begins with broker-worker
+    r"|(.*_)?SERVICE_(HOST|PORT(_.*)?)=.*"
+    r"|(.*_)?PORT(_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?=.*|=(tcp|udp|sctp)://.*))"
 )
 POSTGRES = ("postgres://", "postgresql://")
 SCHEMES_BY_SECRET = {
@@ -367,8 +370,10 @@ def _unknown(environ: Mapping[str, str]) -> Iterator[str]:
     """Name what nobody reads. The values stay unsaid: a misspelt variable may well hold a secret."""
     known = [_variable(name) for name in Settings.model_fields]
     known += [f"{_variable(name)}_FILE" for name in SECRETS]
-    for variable in sorted(environ):
-        if variable.startswith(VARIABLES) and variable not in known and not NOT_OURS.fullmatch(variable):
+    for variable, value in sorted(environ.items()):
+        if not variable.startswith(VARIABLES) or NOT_OURS.fullmatch(f"{variable}={value}"):
+            continue
+        if variable not in known:
             close = difflib.get_close_matches(variable, known, n=1, cutoff=0.8)
             yield f"{variable}: no such setting" + (f"; did you mean {close[0]}?" if close else "")
 

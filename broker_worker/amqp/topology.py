@@ -187,7 +187,7 @@ def check_prefix(prefix: str) -> str:
     """Return `prefix`, or raise ConfigurationError saying what it may look like."""
     if not PREFIX.fullmatch(prefix):
         raise ConfigurationError(
-            f"{prefix!r} can't be the prefix: allowed are 1 to 50 letters, digits, dots, - and _"
+            f"{prefix!r} can't be the prefix: allowed are 1 to 50 letters, digits, - and _"
         )
     return prefix
 

@@ -238,7 +238,7 @@ class _Sampled:
         self.queue_ready = make.gauge("queue_ready", "Messages waiting in the broker", "queue")
         self.oldest_waiting = make.gauge("oldest_waiting_seconds", "How long the oldest task is due", "queue")
         self.open_dead_letters = make.gauge("open_dead_letters", "Dead letters for people", "queue", "reason")
-        self.outbox_rows = make.gauge("outbox_rows", "Messages owed to the broker and due")
+        self.outbox_rows = make.gauge("outbox_rows", "Messages owed to the broker")
         self.outbox_age = make.gauge("outbox_oldest_seconds", "How long the oldest of them is due")
         self.last_sample = make.gauge("sample_timestamp_seconds", "When the sampled gauges were last set")
 

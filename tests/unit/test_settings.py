@@ -149,9 +149,35 @@ def test_an_unknown_variable_is_refused_with_a_guess_and_without_its_value() -> 
     ]
 
 
-@pytest.mark.parametrize("name", ["PORT", "PORT_80_TCP", "SERVICE_HOST", "LOCAL_RABBITMQ", "FAILPOINT"])
+INJECTED = {  # by Kubernetes, for a Service with one port
+    "SERVICE_HOST": "10.0.0.1",
+    "SERVICE_PORT": "80",
+    "SERVICE_PORT_HTTP": "80",
+    "PORT": "tcp://10.0.0.1:80",
+    "PORT_80_TCP": "tcp://10.0.0.1:80",
+    "PORT_80_TCP_PROTO": "tcp",
+    "PORT_80_TCP_PORT": "80",
+    "PORT_80_TCP_ADDR": "10.0.0.1",
+}
+
+
+@pytest.mark.parametrize("service", ["", "METRICS_"], ids=["broker-worker", "broker-worker-metrics"])
+def test_what_kubernetes_injects_for_a_service_of_our_name_is_ignored(service: str) -> None:
+    injected = {f"{service}{name}": value for name, value in INJECTED.items()}
+
+    assert repr(Settings.load(variables(**injected))) == repr(Settings.load({}))
+
+
+@pytest.mark.parametrize("name", ["LOCAL_RABBITMQ", "FAILPOINT"])
 def test_variables_that_others_set_are_ignored(name: str) -> None:
-    assert repr(Settings.load(variables(**{name: "tcp://10.0.0.1:80"}))) == repr(Settings.load({}))
+    assert repr(Settings.load(variables(**{name: "x"}))) == repr(Settings.load({}))
+
+
+@pytest.mark.parametrize("name", ["PORT", "HTTP_PORT"])
+def test_a_port_that_a_person_has_set_is_no_setting(name: str) -> None:
+    (line,) = problems(**{name: "8000"})
+
+    assert line.startswith(f"BROKER_WORKER_{name}: no such setting")
 
 
 def test_a_needed_setting_that_is_absent_is_named_with_its_alternatives() -> None:
