@@ -26,6 +26,7 @@ class Kind:
     settling: float = 1.0  # seconds that it takes besides, about
     waits_for: str = ""  # an event without which it makes no sense
     most_places: int | None = None  # it is done to the first so many only
+    survivable: float | None = None  # seconds, at the last place, whose daemon is to live through the run
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,9 +86,9 @@ KINDS: tuple[Kind, ...] = (
     Kind("postgres_kill", "postgres", 0.05, 5.0, 4.0),
     Kind("postgres_read_only", "postgres", 0.5, 20.0),
     Kind("postgres_reset", "postgres_wire"),
-    Kind("postgres_blackhole", "postgres_wire", 1.0, 40.0),
+    Kind("postgres_blackhole", "postgres_wire", 1.0, 40.0, survivable=8.0),
     Kind("postgres_slow", "postgres_wire", 1.0, 20.0),
-    Kind("postgres_refuse", "postgres_wire", 0.5, 15.0),
+    Kind("postgres_refuse", "postgres_wire", 0.5, 15.0, survivable=8.0),
     Kind("commit_swallowed", "postgres_wire", waits_for="committed"),
     Kind("commit_lost", "postgres_wire", waits_for="commit"),
     Kind("publisher_reset", "publisher", 0.0, 2.0),
@@ -140,6 +141,8 @@ def _draw(random: Random, number: int, start: float, kind: Kind, *, places: int)
     elif random.random() < 0.5:
         waiting = Waiting(random.choice(EVENTS), random.randint(1, 20), random.choice(("", "commit")))
     place = random.randrange(min(places, kind.most_places or places))
+    if kind.survivable is not None and place == places - 1:
+        duration = min(duration, kind.survivable)
     return Planned(number, start, kind.name, kind.target, place, duration, waiting, random.random())
 
 
