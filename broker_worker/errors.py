@@ -39,6 +39,10 @@ class UnsentError(PublishError):
     """A message was not even sent: no connection to publish over, or one that the broker has blocked."""
 
 
+class UnpublishableError(PublishError):
+    """AMQP can't carry the message; no later try will go better."""
+
+
 class TopologyError(BrokerWorkerError):
     """An exchange or queue exists with other arguments than ours; the message names them."""
 

@@ -23,6 +23,7 @@ from broker_worker.values import dataclass
 MAX_ID_LENGTH = 200  # characters; AMQP's own limit for a short string is 255 bytes
 MAX_NAME_LENGTH = 200  # characters
 MAX_HEADER_BYTES = 64 * 1024  # a frame holds 128 KiB by default; copies and dead letters add their own
+HEADER_OVERHEAD = 6  # bytes of a header beside name and value: a length of either, and a type
 MAX_EPOCH = 2**31 - 1  # a Postgres integer
 TEXT_ENCODINGS = frozenset({"", "utf-8", "utf8", "identity"})
 INHERITED = ("traceparent", "tracestate", "tenant-id")  # by what a task sends
@@ -297,8 +298,8 @@ def _check_size(body: bytes, headers: Mapping[str, Scalar], max_body_bytes: int)
 
 
 def headers_size(headers: Mapping[str, Scalar]) -> int:
-    """Estimate the bytes of a publisher's own headers in a copy."""
-    return sum(len(name) * 4 + _size(value) for name, value in headers.items())
+    """Estimate the bytes of a publisher's own headers in a copy, never too low."""
+    return sum(HEADER_OVERHEAD + len(name) * 4 + _size(value) for name, value in headers.items())
 
 
 def _size(value: Scalar) -> int:

@@ -19,7 +19,7 @@ from pamqp.header import ContentHeader
 
 from broker_worker.amqp.quick_tables import read_moment, read_quickly
 from broker_worker.amqp.safe_decoding import BrokenContentHeader, decode_header
-from broker_worker.errors import PublishError
+from broker_worker.errors import UnpublishableError
 from broker_worker.message import Properties
 
 SHORT = 255  # bytes of a short string, which names, keys and most properties are
@@ -137,7 +137,7 @@ def encode_properties(properties: Properties) -> EncodedProperties:
     The id is this publish's own, never the task's: the library matches returns by it.
 
     Raises:
-        PublishError: a value can't be sent by AMQP; the text names it.
+        UnpublishableError: a value can't be sent by AMQP; the text names it.
     """
     message_id = f"{PROCESS}{next(_numbers):016x}"
     headers, short_type = properties.headers, properties.type
@@ -188,7 +188,7 @@ def _marshal(fields: Iterable[tuple[int, str, Value]]) -> bytes:
                 case _:
                     parts.append(_table(value))
         except (TypeError, ValueError, struct.error, OverflowError) as error:
-            raise PublishError(f"AMQP can't carry the property {name}: {error}") from error
+            raise UnpublishableError(f"AMQP can't carry the property {name}: {error}") from error
     parts[0] = FLAGS.pack(flags)
     return b"".join(parts)
 
@@ -219,6 +219,6 @@ def _field(name: str, value: object) -> bytes:
             case _:
                 return encode.encode_table_value(value)  # type: ignore[arg-type]  # raises TypeError for others
     except (TypeError, ValueError, AttributeError, struct.error, OverflowError, RecursionError) as error:
-        raise PublishError(
+        raise UnpublishableError(
             f"AMQP can't carry the header {name[:80]!r}: {type(error).__name__}: {error}"
         ) from error

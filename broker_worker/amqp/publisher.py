@@ -29,7 +29,7 @@ from broker_worker.amqp.failures import describe, translated
 from broker_worker.amqp.properties import EncodedProperties, encode_properties, short
 from broker_worker.amqp.publishing_channel import PublishingChannel, ReturnedError
 from broker_worker.amqp.topology import Topology, choose_rung
-from broker_worker.errors import BrokerUnavailableError, PublishError, UnsentError
+from broker_worker.errors import BrokerUnavailableError, PublishError, UnpublishableError, UnsentError
 from broker_worker.events import Emit, PublishingBlocked, TopologyRepaired
 from broker_worker.outgoing import Kind, Outgoing
 
@@ -257,7 +257,9 @@ class Publisher:
             raise BrokerUnavailableError("the connection was lost")
         if len(properties.encoded) + FRAME_OVERHEAD > connection.wire.connection_tune.frame_max:
             # the broker ends the whole connection for such a frame
-            raise PublishError(f"the headers have {len(properties.encoded)} bytes, more than AMQP can carry")
+            raise UnpublishableError(
+                f"the headers have {len(properties.encoded)} bytes, more than AMQP can carry"
+            )
         try:
             shared = await self._shared((exchange, len(outgoing.body) > LARGE_BODY))
             with shared:
@@ -400,7 +402,7 @@ def _refusal(error: BaseException, routing_key: str) -> str:
 
 
 def _short_enough(text: str) -> str:
-    """Return `text`, or raise PublishError: cut, it would lead elsewhere."""
+    """Return `text`, or raise UnpublishableError: cut, it would lead elsewhere."""
     if short(text) != text:
-        raise PublishError(f"AMQP can't carry the name {text[:80]!r}: it has more than 255 bytes")
+        raise UnpublishableError(f"AMQP can't carry the name {text[:80]!r}: it has more than 255 bytes")
     return text

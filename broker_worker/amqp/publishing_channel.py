@@ -22,7 +22,7 @@ from pamqp.header import ContentHeader
 
 from broker_worker.amqp.channel import WRITER_IS_FULL, OwnChannel
 from broker_worker.amqp.properties import SHORT, EncodedProperties
-from broker_worker.errors import PublishError
+from broker_worker.errors import UnpublishableError
 
 LARGE_WRITE = 64 * 1024  # bytes of a body; such go one after the other, so that few copies are in memory
 FRAME = struct.Struct(">BHI")  # type, channel, size of the payload
@@ -60,7 +60,7 @@ class PublishingChannel(OwnChannel):
         Raises:
             ReturnedError: no queue is bound for it.
             DeliveryError: the broker refused it.
-            PublishError: AMQP can't carry the names.
+            UnpublishableError: AMQP can't carry the names.
             Exception: the channel is lost; what the library raises then.
         """
         pieces = self._frames(exchange, routing_key, properties, body, mandatory=mandatory)
@@ -87,7 +87,7 @@ class PublishingChannel(OwnChannel):
         """Publish a small body and answer with what ends as `publish` does; nothing where it can't be done.
 
         Raises:
-            PublishError: AMQP can't carry the names.
+            UnpublishableError: AMQP can't carry the names.
         """
         if len(body) >= LARGE_WRITE or not self.is_alive:
             return None
@@ -201,11 +201,11 @@ def _method(exchange: str, routing_key: str, *, mandatory: bool) -> bytes:
 
 
 def _short_string(text: str) -> bytes:
-    """Encode a name, or raise PublishError: cut or replaced, it would lead elsewhere."""
+    """Encode a name, or raise UnpublishableError: cut or replaced, it would lead elsewhere."""
     try:
         encoded = text.encode()
     except UnicodeEncodeError as error:
-        raise PublishError(f"AMQP can't carry the name {text[:80]!r}: {error.reason}") from error
+        raise UnpublishableError(f"AMQP can't carry the name {text[:80]!r}: {error.reason}") from error
     if len(encoded) > SHORT:
-        raise PublishError(f"AMQP can't carry the name {text[:80]!r}: it has more than {SHORT} bytes")
+        raise UnpublishableError(f"AMQP can't carry the name {text[:80]!r}: it has more than {SHORT} bytes")
     return bytes((len(encoded),)) + encoded

@@ -8,7 +8,7 @@ from datetime import timedelta
 from uuid import uuid4
 
 from broker_worker.dead_letter import letter_of_stranger
-from broker_worker.errors import PublishError, StoreDataError, StoreUnavailableError
+from broker_worker.errors import PublishError, StoreDataError, StoreUnavailableError, UnpublishableError
 from broker_worker.events import (
     AttemptFinished,
     AttemptStarted,
@@ -173,6 +173,10 @@ class Processor:
         while delivery.is_alive:
             try:
                 await self._publisher.publish(outgoing)
+            except UnpublishableError as error:
+                failure = Failure("ContractError", str(error))
+                await self._bury(delivery, Undecodable(Reason.MALFORMED, failure))
+                return
             except PublishError as error:
                 self._emit(PublishFailed(Kind.COPY, delivery.queue, str(error)))
                 await patience.pause()

@@ -10,10 +10,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from broker_worker.amqp.properties import encode_properties
 from broker_worker.message import (
     ATTEMPT,
     EPOCH,
     MAX_EPOCH,
+    MAX_HEADER_BYTES,
     NOT_AFTER,
     TASK_ID,
     Message,
@@ -520,3 +522,11 @@ def test_a_message_that_expired_without_an_id_is_stamped_as_expired() -> None:
     stamped = stamped_properties(sent, name="email.send", task_id="fresh", now=NOW, is_expired=True)
 
     assert accepted(stamped).not_after == NOW
+
+
+def test_many_small_headers_count_as_what_they_take_on_the_wire() -> None:
+    headers: dict[str, object] = {chr(0x10000 + number): "" for number in range(13_104)}
+    properties = Properties(type="email.send", headers=headers)
+
+    assert len(encode_properties(properties).encoded) > MAX_HEADER_BYTES
+    assert refused(properties).reason is Reason.OVERSIZE

@@ -14,11 +14,12 @@ from uuid import UUID, uuid4
 import pytest
 
 from broker_worker import Completion, Context, Registry
-from broker_worker.errors import StoreDataError, StoreUnavailableError
+from broker_worker.errors import StoreDataError, StoreUnavailableError, UnpublishableError
 from broker_worker.events import AttemptFinished, AttemptStarted, DeliverySettled, Event
 from broker_worker.handler import Limits
 from broker_worker.message import Properties, TaskId
 from broker_worker.outcome import Outcome, Reason
+from broker_worker.outgoing import Kind, Outgoing
 from broker_worker.ports import Delivery
 from broker_worker.retry import Policy, RetryPolicy
 from broker_worker.services.relay import Relay
@@ -372,6 +373,35 @@ async def test_a_message_without_an_id_is_sent_once_more_under_a_fresh_one() -> 
     (task,) = here.database.tasks
     assert str(UUID(task.id)) == task.id
     assert here.channel.unsettled == []
+
+
+@in_virtual_time
+async def test_a_message_without_an_id_that_can_never_be_sent_is_a_dead_letter_and_tried_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def never() -> None:
+        raise AssertionError
+
+    here = world(never=never)
+    publish, tries = here.broker.publish, 0
+
+    async def refuse_copies(outgoing: Outgoing) -> None:
+        nonlocal tries
+        if outgoing.kind is not Kind.COPY:
+            return await publish(outgoing)
+        tries += 1
+        raise UnpublishableError("the headers have 131158 bytes, more than AMQP can carry")
+
+    monkeypatch.setattr(here.broker, "publish", refuse_copies)
+    async with here.working(), asyncio.timeout(1000):
+        here.send("never", None, {})
+        while not here.broker.dead_letters:
+            await asyncio.sleep(1)
+
+    (letter,) = here.broker.dead_letters
+    assert letter.properties.headers["bw-reason"] == "malformed"
+    assert here.channel.unsettled == []
+    assert tries == 1
 
 
 @in_virtual_time
