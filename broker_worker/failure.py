@@ -24,6 +24,7 @@ MAX_TRACEBACK_BYTES = 16 * 1024
 MAX_TYPE_BYTES = 200
 MAX_CHARACTER_BYTES = 4  # of UTF-8
 SHOWN_ERRORS = 10  # of a validation; a body of 1 MiB can hold half a million
+MOST_ERRORS = 1000  # of a validation that are looked at
 SHOWN_LINKS = 8  # of a chain of causes
 SHOWN_MEMBERS = 5  # of an exception group, at each of two levels
 SHOWN_NOTES = 5
@@ -109,6 +110,8 @@ def validation_summary(error: ValidationError, *, known: Collection[str] | None 
     `known`, every name that is not in it becomes `*`; without, those that
     pydantic says are keys.
     """
+    if error.error_count() > MOST_ERRORS:  # to list a million takes seconds and a gigabyte
+        return f"{error.error_count()} errors"
     details = error.errors(include_url=False, include_context=False, include_input=False)
     shown = [f"{_place(d['loc'], d['type'], known)}: {d['type']}" for d in details[:SHOWN_ERRORS]]
     if len(details) > SHOWN_ERRORS:

@@ -13,7 +13,7 @@ from typing import Annotated, TypeVar, Union, get_args, get_origin
 
 from pydantic import AliasGenerator, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, create_model
 from pydantic.fields import FieldInfo
-from pydantic_core import from_json
+from pydantic_core import SchemaError, SchemaValidator, from_json
 
 from broker_worker.errors import ConfigurationError
 from broker_worker.failure import Refusal, clean, fingerprint, type_name, validation_summary
@@ -24,6 +24,9 @@ Function = Callable[..., object]
 Decoder = Callable[[bytes], object]
 Arguments = dict[str, object]  # keyword arguments of a handler
 
+SMALL = 16 * 1024  # bytes of a body in which each error may be looked for
+COLLECTIONS = frozenset({"list", "tuple", "set", "frozenset", "dict"})  # kinds of schemas in pydantic-core
+NO_SCHEMAS = frozenset({"default", "metadata", "serialization", "expected"})  # members that hold other things
 MAX_SHOWN_BYTES = 500  # of what pydantic or an import has to say, in one line
 
 
@@ -38,6 +41,7 @@ class Payload:
     """Reads bodies for one handler."""
 
     adapter: TypeAdapter[object]
+    brief: SchemaValidator = field(repr=False)  # as the adapter's, but one error in a list is enough
     unpack: Callable[[object], Arguments]
     known: frozenset[str] = field(repr=False)  # names that the payload's own types use
     may_be_empty: bool = False
@@ -54,11 +58,12 @@ class Payload:
         # as fast that one byte is nowhere as that a word is nowhere.
         if (b"N" in body and b"NaN" in body) or (b"I" in body and b"Infinity" in body):
             check_json(body)
-        return self._read(self.adapter.validator.validate_json, body, verify=check_json)
+        validator = self.adapter.validator if len(body) <= SMALL else self.brief
+        return self._read(validator.validate_json, body, verify=check_json)
 
     def read_value(self, value: object) -> Arguments:
         """Validate what a decoder made of a body; raise `Refusal` (invalid_payload)."""
-        return self._read(self.adapter.validator.validate_python, value)
+        return self._read(self.brief.validate_python, value)
 
     def schema(self) -> dict[str, object]:
         """The JSON Schema of a body."""
@@ -90,6 +95,30 @@ def refusal(reason: Reason, error_type: str, message: str) -> Refusal:
         reason, error_type, re.sub("[0-9]+", "0", text)
     )  # list positions differ, the fault not
     return Refusal(reason, Failure(error_type, text, fingerprint=kind))
+
+
+def brief_validator(adapter: TypeAdapter[object]) -> SchemaValidator:
+    """Make the adapter's validator anew, as one that leaves a collection at its first error.
+
+    A body of 1 MiB can hold a million errors, which take a gigabyte and seconds, whatever becomes of them.
+    """
+    try:
+        schema = _ending_early(adapter.core_schema)
+        return SchemaValidator(schema, _use_prebuilt=False)  # else nested models would bring their own
+    except (TypeError, SchemaError):
+        # a release of pydantic that can't do it
+        return typing.cast("SchemaValidator", adapter.validator)
+
+
+def _ending_early(schema: typing.Any) -> typing.Any:  # noqa: ANN401 - a tree of dictionaries and lists, as pydantic makes it
+    if type(schema) in {list, tuple}:
+        return type(schema)(_ending_early(each) for each in schema)
+    if not isinstance(schema, dict):
+        return schema
+    copy = {name: each if name in NO_SCHEMAS else _ending_early(each) for name, each in schema.items()}
+    if isinstance(kind := copy.get("type"), str) and kind in COLLECTIONS:
+        copy["fail_fast"] = True
+    return copy
 
 
 def check_json(body: bytes) -> None:
@@ -222,11 +251,11 @@ def _result_hint(hints: dict[str, object]) -> object:
 
 def _payload(parameters: Mapping[str, inspect.Parameter], hints: Mapping[str, object], where: str) -> Payload:
     if not parameters:
-        return Payload(TypeAdapter(object), lambda _: {}, frozenset(), may_be_empty=True)
+        return _made(TypeAdapter(object), lambda _: {}, frozenset(), may_be_empty=True)
     names = list(parameters)
     if len(names) == 1 and _is_model(hints.get(names[0])):
         adapter = _adapter(hints[names[0]], where, f"parameter {names[0]!r}")
-        return Payload(adapter, lambda value: {names[0]: value}, _known_names(adapter))
+        return _made(adapter, lambda value: {names[0]: value}, _known_names(adapter))
     return _members(parameters, hints, where)
 
 
@@ -264,7 +293,17 @@ def _members(parameters: Mapping[str, inspect.Parameter], hints: Mapping[str, ob
         }
 
     adapter: TypeAdapter[object] = TypeAdapter(model)
-    return Payload(adapter, unpack, _known_names(adapter))
+    return _made(adapter, unpack, _known_names(adapter))
+
+
+def _made(
+    adapter: TypeAdapter[object],
+    unpack: Callable[[object], Arguments],
+    known: frozenset[str],
+    *,
+    may_be_empty: bool = False,
+) -> Payload:
+    return Payload(adapter, brief_validator(adapter), unpack, known, may_be_empty)
 
 
 def _adapter(hint: object, where: str, what: str) -> TypeAdapter[object]:
