@@ -24,8 +24,9 @@ from broker_worker.amqp.publisher import Publisher
 from broker_worker.amqp.topology import Topology
 from broker_worker.clock import SystemClock
 from broker_worker.collector import Collector
+from broker_worker.errors import UnavailableError
 from broker_worker.event_loop import loop_factory
-from broker_worker.events import ConnectionChanged, Emit, LifecycleChanged
+from broker_worker.events import ConnectionChanged, Emit, LifecycleChanged, ServiceFailed
 from broker_worker.handler import Way
 from broker_worker.loading import load_registries
 from broker_worker.observation import Observation
@@ -141,10 +142,12 @@ class App:
         self.outlet: PublisherPort = self.publisher
         self.signatures: Signatures | None = None
         if settings.signing_keys.is_set:
-            keyring = Keyring(settings.signing_keys.reveal)
+            keyring = Keyring(settings.signing_keys.reveal, report=self._report_signing)
             self.outlet = SignedPublisher(self.publisher, keyring)
             if settings.require_signatures:
                 self.signatures = Signatures(keyring, settings.require_signatures)
+                if idle := self.signatures.idle_patterns(settings.queues):
+                    self._report_signing(f"REQUIRE_SIGNATURES names no queue of QUEUES by {','.join(idle)}")
         self.relay = Relay(self.outbox, self.outlet, emit=self.emit)
         self._declare_missing: Declare | None = declare_missing
 
@@ -346,6 +349,9 @@ class App:
                 outbox_age=timedelta(seconds=outbox.oldest_due_age),
             )
         )
+
+    def _report_signing(self, fault: str) -> None:
+        self.emit(ServiceFailed("signing", UnavailableError(fault)))
 
     async def _prepare(self) -> None:
         if self.settings.auto_migrate:

@@ -109,7 +109,9 @@ def several(regex: str, allowed: str) -> Notation:
     """A list, separated by commas."""
 
     def parse(text: str) -> tuple[str, ...]:
-        return tuple(_matching(regex, item) for item in _items(text))
+        if not (items := _items(text)) and text.strip():
+            raise ValueError("commas alone")
+        return tuple(_matching(regex, item) for item in items)
 
     return Notation(allowed, parse, ",".join)
 

@@ -207,7 +207,10 @@ class Settings(BaseSettings):
     )
     require_signatures: Annotated[
         tuple[str, ...],
-        several(r"[^\0,]{1,255}", "queue names or patterns like pay*, separated by commas; * is every queue"),
+        several(
+            r"[A-Za-z0-9_*?!\[\]-]{1,255}",
+            "queue names or patterns like pay*, separated by commas; * is every queue",
+        ),
     ] = Field((), description="queues whose messages have to be signed")
 
     # what is shown

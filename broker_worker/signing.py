@@ -9,8 +9,7 @@ import hashlib
 import hmac
 import re
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
 from fnmatch import fnmatchcase
@@ -50,13 +49,21 @@ class Keyring:
     Read again every ten seconds, so that keys that come from a file can be rotated.
     """
 
-    def __init__(self, reveal: Callable[[], str], *, monotonic: Callable[[], float] = time.monotonic) -> None:
-        """Read the keys.
+    def __init__(
+        self,
+        reveal: Callable[[], str],
+        *,
+        report: Callable[[str], None] = lambda _: None,
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """Read the keys; `report` is told why they can't be read any more, once for each reason.
 
         Raises:
             ConfigurationError: they can't be.
         """
         self._reveal = reveal
+        self._report = report
+        self._fault: str | None = None
         self._monotonic = monotonic
         self._read_at = monotonic()
         self._keys = read_keys(reveal())
@@ -67,9 +74,16 @@ class Keyring:
         now = self._monotonic()
         if now - self._read_at >= READ_AGAIN:
             self._read_at = now
-            with suppress(ConfigurationError):  # it is being replaced
-                self._keys = read_keys(self._reveal())
+            self._read_again()
         return self._keys
+
+    def _read_again(self) -> None:
+        try:
+            self._keys, self._fault = read_keys(self._reveal()), None
+        except ConfigurationError as error:  # it may be being replaced
+            if str(error) != self._fault:
+                self._fault = str(error)
+                self._report(self._fault)
 
     def sign(self, text: bytes) -> tuple[str, str]:
         """Return the id of the first key, and the signature by it."""
@@ -95,6 +109,10 @@ class Signatures:
         """Ask it in the queues whose names fit a pattern of `required`."""
         self._keyring = keyring
         self._required = tuple(required)
+
+    def idle_patterns(self, queues: Collection[str]) -> list[str]:
+        """Find the patterns that fit none of `queues`; one of them may be misspelt."""
+        return [each for each in self._required if not any(fnmatchcase(queue, each) for queue in queues)]
 
     def doubt(
         self, delivery: tuple[str, Properties, bytes], found: Message | Unidentified | Undecodable

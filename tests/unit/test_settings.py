@@ -411,3 +411,10 @@ def test_the_example_file_can_be_used_as_it_is() -> None:
     assert {name: v for name, v in settings if name not in SECRET and name != "handlers"} == {
         name: v for name, v in Settings.load({}) if name not in SECRET and name != "handlers"
     }
+
+
+@pytest.mark.parametrize("patterns", ["'*'", '"pay"', "bw.q.pay", "k:0123456789abcdef", ","])
+def test_what_can_be_the_name_of_no_queue_asks_for_no_signatures(patterns: str) -> None:
+    (line,) = problems(REQUIRE_SIGNATURES=patterns, SIGNING_KEYS="2026a:correct-horse-battery")
+
+    assert line.startswith("BROKER_WORKER_REQUIRE_SIGNATURES")

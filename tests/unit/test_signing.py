@@ -279,3 +279,23 @@ def test_keys_that_are_none_are_refused_without_showing_them() -> None:
         read_keys("id:too-short")
 
     assert "too-short" not in str(caught.value)
+
+
+def test_keys_that_can_not_be_read_again_are_told_once_each_time() -> None:
+    texts, now = [KEYS], [0.0]
+    told: list[str] = []
+    ring = Keyring(lambda: texts[-1], report=told.append, monotonic=lambda: now[0])
+
+    for text in ("new:too-short", "new:too-short", KEYS, "new:too-short"):
+        texts.append(text)
+        now[0] += READ_AGAIN
+        assert list(ring.keys) == ["2026a", "2025b"]
+
+    assert len(told) == 2
+    assert "too-short" not in "".join(told)
+
+
+def test_patterns_that_fit_no_queue_are_found() -> None:
+    signatures = Signatures(keyring(), ["pay*", "Pay", "mail"])
+
+    assert signatures.idle_patterns(["payments", "email"]) == ["Pay", "mail"]
