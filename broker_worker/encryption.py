@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
 
 AMQP_URL = re.compile(
-    r"(?P<scheme>amqps?)://(?:(?P<user>[^/?#]*)@)?(?P<hosts>[^/?#@]+)(?P<rest>(?:/[^?#]*)?(?:\?[^#]*)?)"
+    r"(?P<scheme>amqps?)://(?:(?P<user>[^/?#]*)@)?(?P<hosts>[^/?#@]+)(?P<rest>(?:/[^?#@]*)?(?:\?[^#]*)?)"
 )
 NO = frozenset({"0", "false", "no", "off", "none", "verify_none"})
 VERIFIED = frozenset({"verify-full", "verify-ca"})

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from broker_worker.cli.commands import FAILED
-from broker_worker.cli.output import AsJson, print_json
+from broker_worker.cli.output import AsJson, print_json, printable
 from broker_worker.cli.session import load_settings
 from broker_worker.errors import BrokerWorkerError, TopologyError
 
@@ -139,7 +139,7 @@ def _print(finding: Finding, *, as_json: bool) -> None:
     word = "ok" if finding.ok else "failed"
     color = typer.colors.GREEN if finding.ok else typer.colors.RED
     shown = typer.style(word, fg=color) if sys.stdout.isatty() else word
-    lines = finding.detail.splitlines() or [""]
+    lines = [printable(line) for line in finding.detail.splitlines()] or [""]  # a server may have said it
     typer.echo(f"{shown}\t{finding.check}\t{lines[0]}")
     for line in lines[1:]:
         typer.echo(f"\t\t{line}")

@@ -42,6 +42,7 @@ _INPUT = re.compile(r"\binput_value=.*?(, input_type=|\]|$)", re.DOTALL)  # pyda
 _DETAIL = re.compile(r"(\bDETAIL:).*")  # Postgres repeats the row there
 _NAMES = re.compile(r"(password|passwd|secret|token|api_?key|authorization|dsn)$", re.IGNORECASE)
 _USER = re.compile(r"[a-z][a-z0-9+.-]*://[^:@/]*:", re.IGNORECASE)
+_SCHEME = re.compile(r"[a-z][a-z0-9+.-]*://", re.IGNORECASE)
 _PARAMETER = re.compile(r"[?&]\w*(?:password|passwd|passphrase|secret|token)=([^&]*)", re.IGNORECASE)
 
 
@@ -192,10 +193,10 @@ def _parts(secret: str) -> Iterator[str]:
         rest = secret[user.end() :]
         ends = [index for index, character in enumerate(rest) if character == "@"]
         yield from (rest[:end] for end in ends[:MOST_CUTS])
-    if "://" in secret:
+    if _SCHEME.match(secret) is not None:
         yield from _PARAMETER.findall(secret)
     else:
-        yield from (key.partition(":")[2] for key in secret.split(","))
+        yield from (key.partition(":")[2].strip() for key in secret.split(","))
 
 
 def _end_in_common(text: str, secret: str) -> int:

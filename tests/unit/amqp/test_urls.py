@@ -52,7 +52,16 @@ def test_asking_for_verification_is_fine(query: str) -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["", "h", "http://h", "amqp://", "amqp://u:s3cret@", "amqp://u:s3cret@h:port", "amqp://u:s3cret@,h"],
+    [
+        "",
+        "h",
+        "http://h",
+        "amqp://",
+        "amqp://u:s3cret@",
+        "amqp://u:s3cret@h:port",
+        "amqp://u:s3cret@,h",
+        "amqps://u:4711/s3cret@h/v",
+    ],
 )
 def test_what_is_no_url_is_refused_without_repeating_it(text: str) -> None:
     with pytest.raises(ConfigurationError, match="not an AMQP URL") as caught:

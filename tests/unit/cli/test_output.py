@@ -10,6 +10,7 @@ from uuid import UUID
 import pytest
 import typer
 
+from broker_worker.cli.checks import Finding, _print
 from broker_worker.cli.output import Column, body_fields, print_fields, print_rows, shown
 from broker_worker.cli.session import parse_moment, parse_past, parse_rate
 from broker_worker.cli.tasks import _print_part
@@ -100,3 +101,9 @@ def test_a_moment_is_a_duration_from_now_or_a_time() -> None:
 def test_what_is_no_moment_is_said_to_be_so() -> None:
     with pytest.raises(typer.BadParameter, match="neither a duration"):
         parse_moment("tomorrow")
+
+
+def test_what_a_server_said_reaches_the_terminal_without_escapes(capsys: pytest.CaptureFixture[str]) -> None:
+    _print(Finding("amqp", ok=False, detail="closed: \x1b]0;owned\x07\nfor \x1b[2J good"), as_json=False)
+
+    assert "\x1b" not in capsys.readouterr().out

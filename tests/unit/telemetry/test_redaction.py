@@ -26,6 +26,8 @@ def test_a_password_is_masked_however_it_is_spelt(text: str) -> None:
         ("postgresql://db/app?sslkey=/k.pem&sslpassword=of%20the%20key", "of the key"),
         ("amqps://u:first@h/?keyfile=/k.pem&password=of-the-key", "of-the-key"),
         ("2026a:the-first-signing-key,2025b:the-second-signing-key", "the-second-signing-key"),
+        ("2026a:the-first-signing-key , 2025b:the-second-signing-key", "the-first-signing-key"),
+        ("2026a:the-first://signing-key,2025b:the-second-signing-key", "the-second-signing-key"),
     ],
 )
 def test_what_is_secret_by_itself_within_a_setting_is_masked_alone(secret: str, part: str) -> None:
