@@ -14,11 +14,12 @@ from tests.hostile.case import (
     kept,
     moment,
     named,
+    sent,
     text,
     unique,
     whole,
 )
-from tests.support.raw_amqp import long, nested, table
+from tests.support.raw_amqp import long, nested, short, table
 
 MALFORMED = kept("malformed")
 TRUE = b"t\x01"
@@ -282,4 +283,15 @@ ROUTED_BY_THEMSELVES = frozenset(
 )
 """These reach their queue whatever routing key they are published with."""
 
-CASES = unique((*TYPES, *NESTING, *SIZES, *NAMES, *ROUTING))
+MANY = (
+    Case(
+        "13,050 headers of a character each, without an id",
+        kept("oversize"),
+        *sent(
+            message_type=short(b"note"),
+            headers=table(*((chr(0x10000 + number).encode(), b"S" + long(b"")) for number in range(13_050))),
+        ),
+        b'{"case": "13,050 headers of a character each, without an id"}',
+    ),
+)
+CASES = unique((*MANY, *TYPES, *NESTING, *SIZES, *NAMES, *ROUTING))

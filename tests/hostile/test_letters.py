@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 from broker_worker.cli import app
 from tests.e2e.conftest import Service, message
 from tests.hostile import bodies, envelopes, headers, properties
-from tests.hostile.case import DUE, EXISTING, EXPIRED, LIMIT, Case
+from tests.hostile.case import DUE, EXISTING, EXPIRED, LIMIT, Case, dead
 from tests.hostile.corpus import content, contents, drain, publish_all
 from tests.support.daemon import DaemonProcess, until
 
@@ -100,6 +100,19 @@ def test_what_leads_to_no_queue_is_kept_or_has_expired(service: Service, worker:
     expired = "tasks WHERE state = 'expired'"
     until("what is too late has expired", lambda: count(service, expired) >= len(lost) - len(kept))
     assert count(service, expired) == len(lost) - len(kept)
+    assert_still_working(service, worker)
+
+
+def test_keys_that_we_could_not_write_keep_nobody_from_being_read(
+    service: Service, worker: DaemonProcess
+) -> None:
+    # 0xFF is no UTF-8: what stands for it takes three bytes each, and a key has 255 at most
+    cases = [envelopes.unidentified(f"by a key that grows {n}", end=dead("unroutable")) for n in range(40)]
+    asyncio.run(publish_all(service.amqp_url, cases, exchange=f"{service.prefix}.tasks", key=b"\xff" * 86))
+
+    until_read(service, len(cases))
+
+    assert_kept(service, cases)
     assert_still_working(service, worker)
 
 
