@@ -27,6 +27,7 @@ from tests.hostile.case import (
 from tests.support.raw_amqp import long, short, table
 
 MALFORMED, UNKNOWN = kept("malformed"), dead("unknown_task")
+LONG_PAST = "1999-01-01T00:00:00+00:00"
 PAST, FUTURE = "2001-01-01T00:00:00+00:00", "2999-12-31T23:59:59.999999+00:00"
 VOID, TRUE = b"V", b"t\x01"
 DOUBLE = b"d" + struct.pack(">d", 1.5)
@@ -247,7 +248,8 @@ TIMES = (
         end=EXPIRED,
     ),
     headed("both times wrong", (b"not-after", text("a")), (b"deliver-at", text("b")), end=dead("malformed")),
-    headed("not-after twice", (b"not-after", text(PAST)), (b"not-after", text(FUTURE))),
+    # which of the two the broker sends on is its choice, and another in 4.0 than in 3.10
+    headed("not-after twice", (b"not-after", text(PAST)), (b"not-after", text(LONG_PAST)), end=EXPIRED),
 )
 VERSIONS = (
     *(

@@ -120,7 +120,7 @@ TIMESTAMPS = tuple(
 OCTETS = (
     *(named(f"delivery_mode {value}", delivery_mode=bytes((value,))) for value in (1, 2)),
     *(
-        named(f"delivery_mode {value}", delivery_mode=bytes((value,)), refused_by=Broker.ALL)
+        named(f"delivery_mode {value}", delivery_mode=bytes((value,)), refused_by=Broker.BEFORE_4)
         for value in (0, 3, 7, 127, 128, 255)
     ),
     *(named(f"priority {value}", priority=bytes((value,))) for value in (0, 4, 9, 10, 31, 32, 127, 128, 255)),
