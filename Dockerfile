@@ -19,6 +19,9 @@ COPY pyproject.toml README.md LICENSE ./
 COPY broker_worker broker_worker
 RUN build/bin/python -m hatchling build -t wheel \
     && python3 -m pip --python /opt/venv install --no-deps --no-index dist/*.whl
+# readable for the worker, whatever the umask of the clone was
+COPY config/healthcheck.py /opt/healthcheck.py
+RUN chmod 644 /opt/healthcheck.py
 
 FROM ${PYTHON_IMAGE}
 LABEL org.opencontainers.image.title="broker-worker" \
@@ -28,7 +31,7 @@ LABEL org.opencontainers.image.title="broker-worker" \
 RUN useradd --uid 10001 --user-group --no-create-home --home-dir /app --shell /usr/sbin/nologin worker \
     && find / -xdev -type f -perm /6000 -exec chmod a-s {} +
 COPY --from=builder /opt/venv /opt/venv
-COPY config/healthcheck.py /opt/healthcheck.py
+COPY --from=builder /opt/healthcheck.py /opt/healthcheck.py
 # The root may be read-only: nothing is written there.
 ENV PATH=/opt/venv/bin:$PATH PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1
 # The current directory is importable: put or mount your handlers here, and name them in BROKER_WORKER_HANDLERS.
