@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import gc
+import platform
 import subprocess
 import sys
 import weakref
@@ -86,6 +87,39 @@ async def test_what_is_left_in_a_cycle_after_it_was_in_use_is_freed_within_a_min
 
     assert was_there
     assert left() is None
+
+
+BURST = """
+import asyncio
+from pathlib import Path
+from broker_worker.collector import Collector
+
+def resident():
+    return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
+
+async def main():
+    collector = Collector()
+    collector.begin()
+    begun = resident()
+    burst = [bytes(1000) for _ in range(50_000)]
+    stays = burst[::500]
+    most = resident()
+    del burst
+    for _ in range(60):
+        await collector.run_once()
+    print(most - begun, resident() - begun, len(stays))
+
+asyncio.run(main())
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library sees to it itself, or never")
+def test_what_a_burst_has_taken_goes_back_to_the_system_within_a_minute() -> None:
+    said = subprocess.run([sys.executable, "-c", BURST], capture_output=True, text=True, check=True)
+    taken, kept, _ = map(int, said.stdout.split())
+
+    assert taken > 40_000_000
+    assert kept < taken / 4
 
 
 async def test_thresholds_of_the_programs_own_are_kept() -> None:
