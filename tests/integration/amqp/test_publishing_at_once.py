@@ -155,6 +155,7 @@ async def test_the_loss_of_the_connection_is_told_to_all(serve: Start, broker: B
 
 async def test_an_exchange_that_is_missing_is_told_and_declared_again(serve: Start, broker: Broker) -> None:
     service = serve()
+    await service.is_consuming()  # or what consumes declares it again
     await service.publish()
     async with connected(broker.url, "test delete") as connection:
         channel = await open_channel(connection.wire, plain_channel)
