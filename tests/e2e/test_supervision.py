@@ -110,6 +110,7 @@ def test_during_a_memory_alarm_tasks_run_and_retries_wait_for_its_end(
 def test_a_daemon_that_may_not_consume_any_more_says_so_records_what_runs_and_asks_for_a_fresh_process(
     own_service: Service, node: PrivateRabbitMQ
 ) -> None:
+    own_service.start().stop()  # declares, which may take longer than the next one is patient
     worker = own_service.start(HANDLERS="tests.support.impatient_guard")
     own_service.publish(message("gated", "t-1"))
     until("it runs", lambda: own_service.runs()["t-1"] == 1)
