@@ -57,7 +57,7 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m tests.faults")
     parser.add_argument("--minutes", type=float, default=60)
     parser.add_argument("--messages", type=int, default=100_000)
-    parser.add_argument("--faults", type=int, default=500)
+    parser.add_argument("--faults", type=int, default=510)
     parser.add_argument("--seed", type=int, help="drawn and said without it")
     parser.add_argument("--seeds", type=int, help="of the simulation; 10,000 for an hour, less for less")
     parser.add_argument("--keep", help="a folder for all that is recorded, also of a run without violations")
