@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 import secrets
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from threading import Lock
 from typing import TYPE_CHECKING, Any
 
 from broker_worker.local.errors import LocalServerError
@@ -18,6 +19,7 @@ POSTGRES_IMAGE = "postgres:17-alpine"
 SECONDS_FOR_THE_ENGINE = 3
 SECONDS_FOR_A_REGISTRY = 8  # three images are asked for, one after the other; the first that fails decides
 SECONDS_TO_START = 90.0
+STARTING = Lock()  # the first start makes the helper; two threads would make two of one name
 
 
 @contextmanager
@@ -58,16 +60,35 @@ def postgres_in_docker(*, fsync: bool) -> Iterator[str]:
 def container(
     image: str, environment: dict[str, str], *ports: int, command: list[str] | None = None
 ) -> Iterator[Callable[[int], str]]:
-    """Run one container; yield a function that says where a port of it is reached."""
-    require_docker(image)
-    from testcontainers.core.container import DockerContainer  # noqa: PLC0415  # the extra `local` may be missing
+    """Run one container; yield a function that says where a port of it is reached.
 
+    Raises:
+        LocalServerError: no engine, no image, or it can't be started.
+    """
+    require_docker(image)
+    import docker  # noqa: PLC0415  # the extra `local` may be missing
+    import requests  # noqa: PLC0415
+    from testcontainers.core.container import DockerContainer  # noqa: PLC0415
+    from testcontainers.core.exceptions import ContainerConnectException, ContainerStartException  # noqa: PLC0415
+
+    failures = (
+        docker.errors.DockerException,
+        requests.RequestException,
+        ContainerStartException,
+        ContainerConnectException,
+        OSError,
+    )
     running = DockerContainer(image).with_exposed_ports(*ports)
     for name, value in environment.items():
         running.with_env(name, value)
     if command is not None:
         running.with_command(command)
-    with running:
+    with ExitStack() as until_the_end:
+        try:
+            with STARTING:
+                until_the_end.enter_context(running)
+        except failures as error:
+            raise LocalServerError(f"Docker cannot start {image} ({type(error).__name__})") from error
         yield lambda port: f"{running.get_container_host_ip()}:{running.get_exposed_port(port)}"
 
 
