@@ -221,7 +221,7 @@ class Consumption:
             consumer.forget()
 
     def _report(self, consumer: _Consumer, *, is_up: bool, detail: str = "", code: int | None = None) -> None:
-        if is_up != consumer.is_reported_up or (not is_up and consumer.reports.is_due()):
+        if is_up != consumer.is_reported_up or (not is_up and consumer.reports.is_due(code)):
             consumer.is_reported_up = is_up
             self._emit(ConsumerChanged(consumer.queue, is_up=is_up, detail=detail, code=code))
 
@@ -246,6 +246,7 @@ class Consumption:
                 raise
             consumer.is_suspect = False
             if consumer.is_answered:
+                self._silences = 0
                 raise BrokerUnavailableError(f"{error}: has the queue lost its leader?") from error
             self._count_silence(str(error))
             raise

@@ -59,13 +59,14 @@ class Reports:
 
     def __init__(self) -> None:
         self._last: float | None = None
+        self._what: object = None
 
-    def is_due(self) -> bool:
-        """Ask before each report."""
+    def is_due(self, what: object = None) -> bool:
+        """Ask before each report; `what` tells a fault of another kind, which is worth a line at once."""
         now = time.monotonic()
-        if self._last is not None and now - self._last < REPORT_INTERVAL:
+        if self._last is not None and what == self._what and now - self._last < REPORT_INTERVAL:
             return False
-        self._last = now
+        self._last, self._what = now, what
         return True
 
     def clear(self) -> None:
