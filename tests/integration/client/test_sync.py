@@ -161,7 +161,7 @@ async def test_after_a_fork_parent_and_children_go_on(
 
     output = await asyncio.to_thread(said, program)
 
-    assert output == "done\n"
+    assert output.endswith("done\n")  # a busy machine has asyncio say what took long
     assert await ids_in(rabbit) == {"parent-1", "parent-2", "child-0", "child-1", "child-2"}
 
 
@@ -188,7 +188,7 @@ async def test_a_child_that_ends_leaves_its_parent_s_connections_alone(
 
     output = await asyncio.to_thread(said, program)
 
-    assert output == "done\n"
+    assert output.endswith("done\n")  # a busy machine has asyncio say what took long
     assert await ids_in(rabbit) == {"parent-1", "parent-2"}
 
 
