@@ -26,12 +26,14 @@ from benchmarks.servers import BenchServers, bench_servers
 from benchmarks.tables import plain
 from benchmarks.throughput import compete
 
+SLOW = frozenset({"growth"})  # measures that mean nothing at a size for which a quick look has time
+
 
 def main() -> int:
     """Run what the command line asks for; 1 if a contestant or a measure failed, whatever the goals say."""
     options = _options()
     scale = _scale(options)
-    chosen, measures = _chosen(options.only, scale), _measures(options.measures)
+    chosen, measures = _chosen(options.only, scale), _measures(options.measures, scale)
     with bench_servers() as servers:
         sys.stderr.write(f"{servers.how}\n")
         report = asyncio.run(_run(chosen, measures, servers, scale))
@@ -76,10 +78,10 @@ def _chosen(only: Collection[str] | None, scale: Scale) -> list[Contestant]:
     return [each for each in CONTESTANTS if each.name in only or each.variant_of in only]
 
 
-def _measures(only: Collection[str] | None) -> list[str]:
+def _measures(only: Collection[str] | None, scale: Scale) -> list[str]:
     known = sorted(module.name for module in pkgutil.iter_modules(further.__path__))
     if only is None:
-        return known
+        return [name for name in known if name not in SLOW or scale.name != "quick"]
     if unknown := set(only) - set(known):
         raise SystemExit(f"no such measure: {', '.join(unknown)}; there are {', '.join(known)}")
     return [name for name in known if name in only]

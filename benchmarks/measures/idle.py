@@ -24,7 +24,7 @@ async def measure(servers: BenchServers, scale: Scale) -> list[Figure]:
         async with servers.place() as place:
             await prepare(place)
             async with daemon(place, Path(folder) / "daemon.log") as running:
-                await asyncio.sleep(scale.pick(full=SECONDS_TO_SETTLE, quick=SECONDS_TO_SETTLE, smoke=0.0))
+                await asyncio.sleep(scale.pick(full=SECONDS_TO_SETTLE, quick=3.0, smoke=0.0))
                 began, used = time.monotonic(), processor_time.below(running.program.pid)
                 await asyncio.sleep(seconds)
                 used = processor_time.below(running.program.pid) - used
