@@ -281,21 +281,25 @@ async def test_an_outcome_is_held_until_the_store_is_back_and_the_handler_is_not
     assert here.clock.monotonic() > 60  # the pauses grew
 
 
+def refuse_records(here: World, *, times: int) -> None:
+    """Have the store refuse the next outcomes as values that Postgres can't hold."""
+    record, refusals = here.store.record, iter([StoreDataError("22P02: invalid")] * times)
+
+    async def refuse(claim: Claim, outcome: Outcome) -> Outcome | None:
+        for error in refusals:
+            raise error
+        return await record(claim, outcome)
+
+    here.store.record = refuse  # type: ignore[method-assign]
+
+
 @in_virtual_time
 async def test_a_result_that_the_store_refuses_ends_as_a_dead_letter_and_not_in_a_loop() -> None:
     async def odd() -> str:
         return "odd"
 
     here = world(odd=odd)
-    record = here.store.record
-    refusals = iter([StoreDataError("22P02: invalid")])
-
-    async def refuse_once(claim: Claim, outcome: Outcome) -> Outcome | None:
-        for error in refusals:
-            raise error
-        return await record(claim, outcome)
-
-    here.store.record = refuse_once  # type: ignore[method-assign]
+    refuse_records(here, times=1)
 
     async with here.working():
         here.send("odd", "t-1")
@@ -311,14 +315,7 @@ async def test_what_is_refused_without_any_value_of_the_handler_is_tried_again_w
         return "odd"
 
     here = world(odd=odd)
-    record, refusals = here.store.record, iter([StoreDataError("22P02: invalid")] * 8)
-
-    async def refuse(claim: Claim, outcome: Outcome) -> Outcome | None:
-        for error in refusals:
-            raise error
-        return await record(claim, outcome)
-
-    here.store.record = refuse  # type: ignore[method-assign]
+    refuse_records(here, times=8)
 
     async with here.working():
         here.send("odd", "t-1")
