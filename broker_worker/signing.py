@@ -112,7 +112,7 @@ class Signatures:
 
     def idle_patterns(self, queues: Collection[str]) -> list[str]:
         """Find the patterns that fit none of `queues`; one of them may be misspelt."""
-        return [each for each in self._required if not any(fnmatchcase(queue, each) for queue in queues)]
+        return [each for each in self._required if not any(_fits(queue, (each,)) for queue in queues)]
 
     def doubt(
         self, delivery: tuple[str, Properties, bytes], found: Message | Unidentified | Undecodable
