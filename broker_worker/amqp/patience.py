@@ -35,9 +35,14 @@ async def keep_up(live: Callable[[], Awaitable[None]], stopped: asyncio.Event) -
 async def _one_life(live: Callable[[], Awaitable[None]], stopped: asyncio.Event) -> bool:
     """Say whether this was the last one; raise if it was too short to go on at once."""
     began = time.monotonic()
+    task = asyncio.current_task()
+    cancels_on_entry = task.cancelling() if task else 0
     try:
         await live()
-    except BrokerUnavailableError:
+    except BrokerUnavailableError as error:
+        # Python 3.11's wait_for, which the library uses, drops a cancellation that comes with an error
+        if task and task.cancelling() > cancels_on_entry:
+            raise asyncio.CancelledError from error
         if stopped.is_set():
             return True
         if time.monotonic() - began < SHORT_LIFE:

@@ -289,3 +289,22 @@ async def test_a_part_that_was_cancelled_by_nobody_ends_the_worker_for_its_super
     end.parts = replace(end.parts, writers=(be_cancelled,))
 
     assert await end.run(asks=False) == 1
+
+
+@in_virtual_time
+async def test_a_service_that_does_not_hear_its_cancellation_is_cancelled_again() -> None:
+    end = End()
+    heard: list[float] = []
+
+    async def answers_with_another_error_and_lives_on() -> None:
+        while len(heard) < 3:
+            with suppress(asyncio.CancelledError):
+                await asyncio.sleep(3600)
+            heard.append(end.clock.monotonic())
+
+    end.parts = replace(end.parts, services=(answers_with_another_error_and_lives_on,))
+
+    assert await end.run() == 0
+
+    assert len(heard) == 3
+    assert heard[-1] - heard[0] < 10
