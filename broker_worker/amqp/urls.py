@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import re
+
 from yarl import URL
 
 from broker_worker.encryption import AMQP_URL, trusts_anyone
 from broker_worker.errors import ConfigurationError
+
+SECONDS = re.compile(r"[0-9]{1,5}")
+LONGEST_HEARTBEAT = 65534  # seconds; the library takes more for none
 
 
 def broker_urls(text: str, *, heartbeat: int) -> list[URL]:
@@ -37,4 +42,8 @@ def _complete(url: URL, heartbeat: int) -> URL:
     query = {name: value for name, value in url.query.items() if name not in ("no_verify_ssl", "verify")}
     if trusts_anyone(url.query.items()):
         query["no_verify_ssl"] = "1"
-    return url.with_port(url.explicit_port or default).with_query({"heartbeat": str(heartbeat), **query})
+    query.setdefault("heartbeat", str(heartbeat))
+    if not SECONDS.fullmatch(query["heartbeat"]) or int(query["heartbeat"]) > LONGEST_HEARTBEAT:
+        # the library would take it for none, and a server that falls silent would go unnoticed
+        raise ConfigurationError("not an AMQP URL: its heartbeat is not in whole seconds, at most 65534")
+    return url.with_port(url.explicit_port or default).with_query(query)

@@ -36,6 +36,12 @@ def test_a_heartbeat_in_the_url_holds() -> None:
     assert broker_urls("amqp://h/?heartbeat=5", heartbeat=20)[0].query["heartbeat"] == "5"
 
 
+@pytest.mark.parametrize("heartbeat", ["abc", "", "-1", "1.5", "65535", "9" * 5000])
+def test_a_heartbeat_that_the_library_would_take_for_none_is_refused(heartbeat: str) -> None:
+    with pytest.raises(ConfigurationError, match="heartbeat"):
+        broker_urls(f"amqp://h/?heartbeat={heartbeat}", heartbeat=20)
+
+
 @pytest.mark.parametrize("query", ["no_verify_ssl=1", "no_verify_ssl=true", "verify=0", "verify=verify_none"])
 def test_tls_without_verification_is_what_the_settings_let_through(query: str) -> None:
     (url,) = broker_urls(f"amqps://h/?{query}", heartbeat=20)
