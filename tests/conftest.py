@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from xdist.workermanage import WorkerController
 
 RUN = pytest.StashKey[Run]()
+SECONDS_WITH_SERVERS = 180  # for a test that waits for them, on a machine that has other things to do
 
 # a busy machine generates slowly, and fails nothing by it
 settings.register_profile("ours", deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -48,9 +49,13 @@ def pytest_configure_node(node: WorkerController) -> None:
 
 def pytest_collection_finish(session: pytest.Session) -> None:
     """Start the servers here, where no test's timeout is running, if any test is going to ask for them."""
+    asking = [item for item in session.items if "running_servers" in getattr(item, "fixturenames", ())]
+    for item in asking:
+        if item.get_closest_marker("timeout") is None:
+            item.add_marker(pytest.mark.timeout(SECONDS_WITH_SERVERS))
     if session.config.option.collectonly:
         return
-    if any("running_servers" in getattr(item, "fixturenames", ()) for item in session.items):
+    if asking:
         try:
             session.config.stash[RUN].running()
         except LocalServerError:

@@ -34,6 +34,8 @@ from tests.hostile import bodies, envelopes, headers, properties
 from tests.hostile.case import LIMIT, ORDER, Case, sent
 from tests.support.raw_amqp import FLAG, long, short, table
 
+pytestmark = pytest.mark.timeout(180)
+
 NOW = datetime(2026, 11, 25, 12, 0, 0, tzinfo=UTC)
 FAILURE = Failure("ContractError", "why")
 CASES = [

@@ -7,7 +7,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from broker_worker.local.process import KeptProcess, Program
+
+pytestmark = pytest.mark.timeout(180)
 
 OWNER = """
 import os, sys
@@ -65,4 +69,4 @@ def test_one_that_is_asked_again_gets_the_signal_again(tmp_path: Path) -> None:
         process.ask()
 
     assert is_running
-    assert process.wait(20) == 7
+    assert process.wait(60) == 7

@@ -37,6 +37,8 @@ from broker_worker.worker.processes import ProcessPool
 from tests.support import process_handlers
 from tests.support.daemon import ROOT, until
 
+pytestmark = pytest.mark.timeout(180)
+
 MODULE = "tests.support.process_handlers"
 HANDLERS = f"{MODULE}:registry"
 MIB = 2**20

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.timeout(180)
+
 ROOT = Path(__file__).parents[3]
 BASE = {
     "BROKER_WORKER_AMQP_URL": "amqp://guest:guest@127.0.0.1:1/",
@@ -76,7 +78,7 @@ def run(*arguments: str, environment: dict[str, str]) -> subprocess.CompletedPro
         env=environment,
         capture_output=True,
         text=True,
-        timeout=50,
+        timeout=150,
         check=False,
     )
 

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.timeout(180)
+
 HANDLERS = """
 import asyncio
 from broker_worker import Context, Registry
@@ -55,7 +57,7 @@ def run(folder: Path, *arguments: str, **files: str) -> tuple[int, str]:
     for name, text in {"my_handlers.py": HANDLERS, "pytest.ini": OPTION, **_named(files)}.items():
         (folder / name).write_text(text)
     command = [sys.executable, "-m", "pytest", "-p", "broker_worker.testing.plugin", *_without(), *arguments]
-    ended = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=50, check=False)
+    ended = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=150, check=False)
     return ended.returncode, ended.stdout + ended.stderr
 
 
