@@ -76,7 +76,8 @@ async def test_a_listener_whose_connection_is_ended_listens_again(database_url: 
     async with opened(database_url) as inbox, listening(database_url) as ear:
         await ear.next()
         await inbox.fetch(
-            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'the listener'"
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+            " WHERE application_name = 'the listener' AND datname = current_database()"
         )
 
         again = await ear.next()
