@@ -67,8 +67,10 @@ async def impatient(broker: Broker, declared: Topology, leaderless: Leaderless) 
     ):
         url = at_port(broker.url, proxy.port)
         link = Link("publish", lambda: url, lambda _: None)
-        publisher = Publisher(link, declared, emit=lambda _: None, deadline=6.0)
+        publisher = Publisher(link, declared, emit=lambda _: None)
         group.create_task(publisher.run())
+        await publisher.publish(PROMPT)
+        publisher._deadline = 6.0  # when the connection is there
         yield publisher
         await publisher.close()
 

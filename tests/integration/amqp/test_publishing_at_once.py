@@ -167,13 +167,14 @@ async def test_an_exchange_that_is_missing_is_told_and_declared_again(serve: Sta
     await service.events.until(lambda e: e == TopologyRepaired(f"exchange {service.topology.tasks_exchange}"))
 
 
-async def test_each_is_told_at_its_own_deadline(broker: Broker, declared: Topology) -> None:
+async def test_each_is_told_at_its_own_deadline(
+    broker: Broker, declared: Topology, monkeypatch: pytest.MonkeyPatch
+) -> None:
     async with through_a_proxy(broker) as (proxy, url), asyncio.TaskGroup() as group:
-        publisher = Publisher(
-            Link("publish", lambda: url, lambda _: None), declared, emit=lambda _: None, deadline=4
-        )
+        publisher = Publisher(Link("publish", lambda: url, lambda _: None), declared, emit=lambda _: None)
         group.create_task(publisher.run())
         await publisher.publish(copy())
+        monkeypatch.setattr(publisher, "_deadline", 4)  # when the connection is there
         proxy.stall()
 
         early = all_begun(publisher, *[copy()] * 3)

@@ -253,7 +253,7 @@ async def test_a_connection_on_which_the_broker_opens_no_channel_is_replaced_at_
 async def test_a_queue_without_an_answer_costs_the_others_nothing(
     serve: Start, broker: Broker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("broker_worker.amqp.consumer.START_DEADLINE", 1.0)  # enough to open a channel
+    monkeypatch.setattr("broker_worker.amqp.consumer.START_DEADLINE", 3.0)  # enough to open a channel
     wire = Wire()
     async with through(broker, wire) as url:
         wire.kept_back = lambda frame: frame[7:11] == CONSUME
