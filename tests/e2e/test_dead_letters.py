@@ -10,7 +10,7 @@ import pytest
 from tests.e2e.conftest import Service, message
 from tests.support.daemon import until
 
-pytestmark = pytest.mark.timeout(120)
+pytestmark = pytest.mark.timeout(240)
 
 
 def test_a_replayed_dead_letter_runs_again_and_leaves_a_trace(service: Service) -> None:
@@ -62,7 +62,7 @@ def test_a_foreign_dead_letter_is_kept_and_can_be_replayed(service: Service) -> 
 
 
 def test_a_cancelled_waiting_task_is_not_run_when_its_copy_comes(service: Service) -> None:
-    service.settings = {"RETRY_DELAY": "20s"}
+    service.settings = {"RETRY_DELAY": "30s", "RETRY_JITTER": "0"}  # longer than a command takes
     worker = service.start()
     service.publish(message("fails_once", "c-1"))
     service.until_states(retrying=1)
@@ -71,7 +71,7 @@ def test_a_cancelled_waiting_task_is_not_run_when_its_copy_comes(service: Servic
 
     assert service.states() == {"cancelled": 1}
     counted = 'duplicates_total{queue="default"} 1.0'
-    until("its copy came and was acked", lambda: counted in worker.get("/metrics")[1])
+    until("its copy came and was acked", lambda: counted in worker.get("/metrics")[1], seconds=90)
     service.until_rest()
     assert service.runs() == {"c-1": 1}
 
