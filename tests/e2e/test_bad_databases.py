@@ -11,7 +11,7 @@ from tests.e2e.conftest import Service, message
 from tests.support.daemon import until
 from tests.support.services import with_database
 
-pytestmark = pytest.mark.timeout(180)
+pytestmark = pytest.mark.timeout(300)
 
 REFUSE = """
 CREATE SEQUENCE public.refusals;  -- which counts what is rolled back, too

@@ -35,7 +35,7 @@ def benchmarks(servers: Servers, folder: Path, *, only: str, measured: str) -> D
         env=given,
         capture_output=True,
         text=True,
-        timeout=280,
+        timeout=580,
         check=False,
     )
     assert ran.returncode == 0, ran.stderr
@@ -43,7 +43,7 @@ def benchmarks(servers: Servers, folder: Path, *, only: str, measured: str) -> D
     return document
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize(
     "group", [LOOPS, OURS, PEERS], ids=["the bare loops", "broker_worker in all its ways", "the peers"]
 )
@@ -58,7 +58,7 @@ def test_every_contestant_does_its_work(
     assert all(row["rounds"] for row in document["contestants"].values())
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize("measure", [module.name for module in pkgutil.iter_modules(measures.__path__)])
 def test_every_further_measure_finds_its_figures(measure: str, servers: Servers, tmp_path: Path) -> None:
     document = benchmarks(servers, tmp_path, only="none", measured=measure)

@@ -13,7 +13,7 @@ from broker_worker.local import PrivateRabbitMQ
 from tests.e2e.conftest import Service, message
 from tests.support.daemon import until
 
-pytestmark = pytest.mark.timeout(180)
+pytestmark = pytest.mark.timeout(300)
 
 
 @pytest.fixture

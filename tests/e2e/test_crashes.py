@@ -11,7 +11,7 @@ from tests.e2e.conftest import Service, message
 from tests.support.daemon import until
 from tests.support.services import Broker, call_management
 
-pytestmark = pytest.mark.timeout(180)
+pytestmark = pytest.mark.timeout(300)
 
 
 @pytest.mark.parametrize(
@@ -95,7 +95,7 @@ def test_a_bystander_of_a_crash_is_charged_once_and_succeeds(service: Service) -
 
     service.start()
 
-    service.until_states(succeeded=6, seconds=90)
+    service.until_states(succeeded=6, seconds=150)
     assert {row["attempt"] for row in service.rows("SELECT attempt FROM tasks")} == {2}
 
 
@@ -122,7 +122,7 @@ def test_what_shared_a_prefetch_with_crashers_outlives_the_brokers_delivery_limi
 
     service.start()
 
-    service.until_states(succeeded=5, seconds=90)
+    service.until_states(succeeded=5, seconds=150)
     service.until_rest()
     assert max(row["attempt"] for row in service.rows("SELECT attempt FROM tasks")) == 2
     assert not service.rows("SELECT id FROM dead_letters")

@@ -8,7 +8,7 @@ import pytest
 
 from tests.e2e.conftest import Service, message
 
-pytestmark = pytest.mark.timeout(180)
+pytestmark = pytest.mark.timeout(300)
 
 
 def loop_of(service: Service) -> str:

@@ -11,7 +11,7 @@ import pytest
 from tests.e2e.conftest import Service
 from tests.support.daemon import ROOT
 
-pytestmark = pytest.mark.timeout(180)
+pytestmark = pytest.mark.timeout(300)
 
 
 @pytest.mark.parametrize(

@@ -50,7 +50,7 @@ HURRIED_AT = (  # a second signal in the middle of a claim, a commit and an ack
     *("claiming", "claim_committed", "committing", "committed", "recording_success", "success_committed"),
     *("acking", "ack_written", "copy_unconfirmed"),
 )
-SECONDS_TO_END = 25.0
+SECONDS_TO_END = 30.0  # what Kubernetes gives
 
 
 def rows(*places: str) -> list[tuple[str, Action]]:

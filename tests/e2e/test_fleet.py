@@ -9,7 +9,7 @@ import pytest
 from tests.e2e.conftest import Service, message
 from tests.support.services import RunningServers, fresh_database
 
-pytestmark = pytest.mark.timeout(120)
+pytestmark = pytest.mark.timeout(240)
 
 
 def test_two_daemons_share_a_queue_and_run_each_task_once(service: Service) -> None:

@@ -13,7 +13,7 @@ from tests.e2e.conftest import Service, message
 from tests.support.commit_cutter import ANSWER, QUERY, commit_cutter
 from tests.support.daemon import until
 
-pytestmark = pytest.mark.timeout(180)
+pytestmark = pytest.mark.timeout(300)
 
 
 @pytest.fixture

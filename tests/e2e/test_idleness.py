@@ -9,7 +9,7 @@ from tests.e2e.conftest import Service, message
 from tests.support.daemon import until
 from tests.support.wires import Ack, Published, wires
 
-pytestmark = pytest.mark.timeout(180)
+pytestmark = pytest.mark.timeout(300)
 
 BEATS = 3
 TRANSACTIONS = 20  # at most for one beat: two each of the heartbeat, and some of the relay and the rescuer

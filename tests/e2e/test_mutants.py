@@ -31,7 +31,7 @@ from tests.faults.witness import Witness
 from tests.support.daemon import until
 from tests.support.wires import through
 
-pytestmark = pytest.mark.timeout(180)
+pytestmark = pytest.mark.timeout(300)
 
 SLOW_CONFIRMS = 0.03  # seconds that each piece needs to RabbitMQ and back: a commit is faster
 ENDED = {"succeeded", "dead"}

@@ -15,7 +15,7 @@ from tests.support.daemon import until
 from tests.support.raw_amqp import FLAG, raw_publisher, short
 from tests.support.wires import Ack, Copy, Published, Wires, wires
 
-pytestmark = pytest.mark.timeout(180)
+pytestmark = pytest.mark.timeout(300)
 
 MARK = "on-its-way-to-postgres"
 COUNT = 200
@@ -151,7 +151,7 @@ def test_of_whatever_is_acked_under_load_the_end_is_committed(watched: Watched) 
     watched.publish(*once, *(one for one in twice for _ in range(2)), *later, *once)
     watched.service.gate.touch()
 
-    watched.service.until_states(succeeded=510, dead=90)
+    watched.service.until_states(seconds=150, succeeded=510, dead=90)
     until("nothing is unsettled", lambda: not watched.wires.keeps())
     assert watched.wires.faults == []
     assert watched.wires.acked() == {id_ for _, id_ in named}

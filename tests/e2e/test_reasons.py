@@ -15,7 +15,7 @@ from tests.support.daemon import until
 from tests.support.raw_amqp import FLAG, nested, raw_publisher, short, table
 from tests.support.services import Broker, call_management
 
-pytestmark = pytest.mark.timeout(120)
+pytestmark = pytest.mark.timeout(240)
 
 
 def test_every_end_that_messages_and_handlers_can_cause_has_its_reason_code(service: Service) -> None:

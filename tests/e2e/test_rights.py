@@ -12,7 +12,7 @@ import pytest
 from tests.e2e.conftest import Service, message
 from tests.support.services import Broker, call_management
 
-pytestmark = pytest.mark.timeout(120)
+pytestmark = pytest.mark.timeout(240)
 
 
 def test_a_worker_without_configure_rights_does_its_whole_job(service: Service, broker: Broker) -> None:

@@ -18,7 +18,7 @@ from tests.e2e.conftest import Service, message
 from tests.support.daemon import ROOT, DaemonProcess, until
 from tests.support.services import Broker, call_management, execute
 
-pytestmark = pytest.mark.timeout(180)
+pytestmark = pytest.mark.timeout(300)
 
 CANARY = "Canary"  # no other text has it
 PASSWORD = f"{CANARY}@%?#:/&=+ w0rd"  # what each part of a URL would end at, if it were not encoded

@@ -13,7 +13,7 @@ import pytest
 from tests.e2e.conftest import Service, message
 from tests.support.daemon import until
 
-pytestmark = pytest.mark.timeout(180)
+pytestmark = pytest.mark.timeout(300)
 
 TRACE = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 

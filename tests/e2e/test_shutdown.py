@@ -9,7 +9,7 @@ import pytest
 from tests.e2e.conftest import Service, message
 from tests.support.daemon import until
 
-pytestmark = pytest.mark.timeout(120)
+pytestmark = pytest.mark.timeout(240)
 
 
 def test_sigterm_lets_running_tasks_finish(service: Service) -> None:

@@ -14,7 +14,7 @@ from tests.e2e.conftest import Service, message
 from tests.support.daemon import DaemonProcess, until
 from tests.support.gateway import gateway
 
-pytestmark = pytest.mark.timeout(180)
+pytestmark = pytest.mark.timeout(300)
 
 SECONDS_TO_END = 30.0  # what Kubernetes gives
 LOCK = "LOCK TABLE broker_worker.tasks IN SHARE ROW EXCLUSIVE MODE"

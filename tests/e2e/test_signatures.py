@@ -15,7 +15,7 @@ from broker_worker.client import SyncClient
 from tests.e2e.conftest import Service, message
 from tests.support.daemon import ROOT, until
 
-pytestmark = pytest.mark.timeout(180)
+pytestmark = pytest.mark.timeout(300)
 
 KEYS = {"old": "staple-in-the-drawer", "new": "correct-horse-battery"}
 TRACE = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
@@ -104,7 +104,7 @@ def test_retries_take_overs_replays_and_what_handlers_send_are_vouched_for_by_th
     worker.wait()
     guarded.start(HANDLERS="tests.support.handlers,tests.support.sending_handlers")
     guarded.publish(sign(message("first", "sender", headers={"traceparent": TRACE})))
-    guarded.until_states(succeeded=5, dead=1, seconds=90)
+    guarded.until_states(succeeded=5, dead=1, seconds=150)
 
     assert guarded.command("dead", "replay", "--reason", "attempts_exhausted", "--json")
     until("the task is dead again", lambda: guarded.runs()["replayed"] == 4)

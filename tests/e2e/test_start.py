@@ -6,7 +6,7 @@ import pytest
 
 from tests.e2e.conftest import Service, message
 
-pytestmark = pytest.mark.timeout(180)
+pytestmark = pytest.mark.timeout(300)
 
 NOT_FOR_A_DAEMON = (
     "alembic",

@@ -10,7 +10,7 @@ from broker_worker.local import PrivateRabbitMQ
 from tests.e2e.conftest import Service, message
 from tests.support.tls import Certificates, amqps, listen_with_tls
 
-pytestmark = pytest.mark.timeout(180)
+pytestmark = pytest.mark.timeout(300)
 
 
 def test_a_daemon_consumes_and_publishes_over_verified_tls_with_its_own_certificate(

@@ -223,7 +223,7 @@ def test_a_connection_that_trickles_does_not_win_time(health: Health) -> None:
     ):
         connection.settimeout(0.02)
         ended = False
-        for _ in range(200):
+        for _ in range(1000):
             try:
                 connection.sendall(b"x")
                 ended = connection.recv(1) == b""
