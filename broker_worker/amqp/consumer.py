@@ -25,7 +25,7 @@ from broker_worker.amqp.connection import Connection, Link
 from broker_worker.amqp.declaration import bind
 from broker_worker.amqp.delivery import Acker, AmqpDelivery
 from broker_worker.amqp.delivery_stream import Delivered
-from broker_worker.amqp.failures import ConnectionUnusableError, Remedy, remedy, reply_code, translated
+from broker_worker.amqp.failures import ConnectionUnusableError, is_missing, reply_code, translated
 from broker_worker.amqp.looking import Looks, QueueLook
 from broker_worker.amqp.patience import Reports, keep_up
 from broker_worker.amqp.presence import Presence
@@ -190,7 +190,7 @@ class Consumption:
         try:
             await bind(connection, self._topology, {each.amqp_queue for each in self._subscriptions()})
         except BrokerUnavailableError as error:
-            if remedy(error) is Remedy.DECLARE:
+            if is_missing(error):
                 with suppress(BrokerUnavailableError):  # who consumes will say so
                     await self._restore(connection, since=asyncio.get_running_loop().time())
 
@@ -232,7 +232,7 @@ class Consumption:
         try:
             return await self._begin(connection, consumer)
         except BrokerUnavailableError as error:
-            if remedy(error) is not Remedy.DECLARE or self._declare is None:
+            if not is_missing(error) or self._declare is None:
                 raise
         await self._restore(connection, since=asyncio.get_running_loop().time())
         return await self._begin(connection, consumer)

@@ -6,13 +6,12 @@ import asyncio
 import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
-from enum import StrEnum
 
 import aiormq
-from aiormq.exceptions import ChannelInvalidStateError, DeliveryError
+from aiormq.exceptions import ChannelInvalidStateError
 from pamqp.exceptions import PAMQPException
 
-from broker_worker.errors import BrokerUnavailableError, PublishError, TopologyError
+from broker_worker.errors import BrokerUnavailableError, TopologyError
 
 LIBRARY = (
     aiormq.AMQPError,
@@ -24,8 +23,7 @@ LIBRARY = (
     struct.error,
 )
 NO_VHOST = "Expected one of ['Connection.OpenOk']"  # how aiormq words the refusal of Connection.Open
-
-
+NOT_FOUND = 404
 CODE_BY_ERROR: dict[type[BaseException], int] = {
     aiormq.ChannelAccessRefused: 403,
     aiormq.ProbableAuthenticationError: 403,
@@ -43,19 +41,6 @@ CODE_BY_ERROR: dict[type[BaseException], int] = {
     aiormq.ConnectionNotImplemented: 540,
     aiormq.ConnectionInternalError: 541,
 }
-
-
-class Remedy(StrEnum):
-    """What helps against a fault of the broker. None is charged to a task."""
-
-    RECONNECT = "reconnect"  # another connection, after a pause
-    DECLARE = "declare"  # an exchange or a queue is missing
-    REOPEN = "reopen"  # another channel; people have to hear of it
-    PEOPLE = "people"  # nothing that we can do: not ready, and loud
-    KEEP = "keep"  # the message stays where it is, and is sent again later
-
-
-REMEDY_BY_CODE = {403: Remedy.PEOPLE, 404: Remedy.DECLARE, 405: Remedy.PEOPLE, 406: Remedy.REOPEN}
 
 
 class ConnectionUnusableError(Exception):
@@ -103,14 +88,9 @@ def reply_code(error: BaseException | None) -> int | None:
     return None
 
 
-def remedy(error: BaseException) -> Remedy:
-    """Say what helps: by the reply code where a channel was closed; a connection is always made anew.
-
-    What failed to be published is kept, whatever the reason was.
-    """
-    if isinstance(error, PublishError | DeliveryError):
-        return Remedy.KEEP
-    return REMEDY_BY_CODE.get(reply_code(error) or 0, Remedy.RECONNECT)
+def is_missing(error: BaseException) -> bool:
+    """Say whether to declare is what helps: an exchange or a queue is not there."""
+    return reply_code(error) == NOT_FOUND
 
 
 def describe(error: BaseException) -> str:

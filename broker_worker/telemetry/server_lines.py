@@ -21,7 +21,7 @@ from broker_worker.telemetry.throttle import Throttle
 
 FLAPS = 3  # losses of one connection or consumer in a minute that are shown
 FAULTS = 10  # errors of one type in a minute that are shown with their traceback
-FOR_PEOPLE = frozenset({403, 405, 406})  # reply codes that no repair of ours mends
+FOR_PEOPLE = frozenset({403, 405, 406})  # reply codes that people have to hear of at once
 
 ServerEvent = (
     ConnectionChanged | ConsumerChanged | PublishingBlocked | TopologyRepaired | PublishFailed | ServiceFailed

@@ -6,22 +6,15 @@ import aiormq
 import pytest
 from aiormq.channel import exception_by_code as of_channel
 from aiormq.connection import exception_by_code as of_connection
-from aiormq.exceptions import ChannelInvalidStateError, DeliveryError
+from aiormq.exceptions import ChannelInvalidStateError
 from pamqp import commands
 from pamqp.exceptions import CLASS_MAPPING
 
-from broker_worker.amqp.failures import Remedy, is_the_brokers, remedy, reply_code, translated
+from broker_worker.amqp.failures import is_missing, is_the_brokers, reply_code, translated
 from broker_worker.amqp.publishing_channel import ReturnedError
-from broker_worker.errors import BrokerUnavailableError, PublishError, TopologyError, UnsentError
+from broker_worker.errors import BrokerUnavailableError, TopologyError
 
-OF_CHANNEL = {
-    311: Remedy.RECONNECT,
-    313: Remedy.RECONNECT,
-    403: Remedy.PEOPLE,
-    404: Remedy.DECLARE,
-    405: Remedy.PEOPLE,
-    406: Remedy.REOPEN,
-}
+OF_CHANNEL = (311, 313, 403, 404, 405, 406)
 OF_CONNECTION = (320, 402, 501, 502, 503, 504, 505, 506, 530, 540, 541)
 WITHOUT_A_CODE = [
     OSError("no route"),
@@ -41,36 +34,23 @@ def test_every_reply_code_of_the_protocol_is_in_one_of_the_tables() -> None:
     assert {*OF_CHANNEL, *OF_CONNECTION, no_route} == set(CLASS_MAPPING)
 
 
-@pytest.mark.parametrize(("code", "expected"), OF_CHANNEL.items())
-def test_a_closed_channel_is_answered_by_its_code(code: int, expected: Remedy) -> None:
+@pytest.mark.parametrize("code", OF_CHANNEL)
+def test_a_closed_channel_is_opened_again_and_what_is_missing_is_declared_before(code: int) -> None:
     error = of_channel(commands.Channel.Close(code, "why", 60, 20))
 
-    assert (remedy(error), reply_code(error), is_the_brokers(error)) == (expected, code, True)
+    assert (reply_code(error), is_missing(error), is_the_brokers(error)) == (code, code == 404, True)
 
 
 @pytest.mark.parametrize("code", OF_CONNECTION)
 def test_a_closed_connection_is_made_anew_whatever_its_code(code: int) -> None:
     error = of_connection(commands.Connection.Close(code, "why", 10, 50))
 
-    assert (remedy(error), reply_code(error), is_the_brokers(error)) == (Remedy.RECONNECT, code, True)
+    assert (reply_code(error), is_missing(error), is_the_brokers(error)) == (code, False, True)
 
 
 @pytest.mark.parametrize("error", WITHOUT_A_CODE, ids=repr)
 def test_a_connection_that_went_without_a_word_is_made_anew(error: Exception) -> None:
-    assert (remedy(error), reply_code(error)) == (Remedy.RECONNECT, None)
-
-
-@pytest.mark.parametrize(
-    "error",
-    [
-        PublishError("returned by the broker"),
-        UnsentError("no answer in time"),
-        DeliveryError(None, commands.Basic.Nack(1)),
-    ],
-    ids=repr,
-)
-def test_what_could_not_be_published_is_kept(error: Exception) -> None:
-    assert remedy(error) is Remedy.KEEP
+    assert (reply_code(error), is_missing(error)) == (None, False)
 
 
 def test_a_differing_topology_has_the_code_with_which_the_broker_says_so() -> None:
@@ -81,7 +61,7 @@ async def test_the_code_outlives_the_translation() -> None:
     with pytest.raises(BrokerUnavailableError) as caught, translated("consuming"):
         raise aiormq.ChannelAccessRefused("no")
 
-    assert (reply_code(caught.value), remedy(caught.value)) == (403, Remedy.PEOPLE)
+    assert (reply_code(caught.value), is_missing(caught.value)) == (403, False)
 
 
 def test_a_wrong_password_is_no_reason_to_stop_asking() -> None:
