@@ -227,7 +227,8 @@ class Context(BaseContext):
     async def checkpoint(self, state: object) -> None:
         """Save `state`, anything that pydantic makes JSON of, for the next attempt's `saved`.
 
-        Returns after its commit; in a transactional handler it commits with the transaction.
+        Returns after its commit. In a transactional handler it leaves nothing, and only sees that the
+        attempt is still this worker's: the transaction is its checkpoint.
 
         Raises:
             PayloadError: it can't become JSON.

@@ -161,8 +161,8 @@ class HandlerTransaction(Protocol):
     def session(self) -> object:
         """An `AsyncSession` that refuses `commit` and `rollback`."""
 
-    async def save(self, state: str) -> None:
-        """Keep a checkpoint that commits with the transaction.
+    async def check(self) -> None:
+        """See that the claim holds.
 
         Raises:
             ClaimLostError: the attempt is not ours any more.

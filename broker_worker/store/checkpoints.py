@@ -29,28 +29,20 @@ class CheckpointStore:
             StoreDataError: Postgres refuses it.
         """
         async with self._database.transaction() as connection:
-            await save_checkpoint(connection, self._database.schema, claim, state, lock="FOR NO KEY UPDATE")
-
-
-async def save_checkpoint(
-    connection: AsyncConnection, schema: str, claim: Claim, state: str, *, lock: str = ""
-) -> None:
-    """Save within the caller's transaction, where the claim holds; the row of the task is locked by `lock`.
-
-    Raises:
-        ClaimLostError: the attempt is not ours any more; nothing was written.
-    """
-    saved = await connection.execute(
-        text(f"""
-            INSERT INTO {schema}.checkpoints AS c (task_key, state)
-            SELECT t.key, CAST(CAST(:state AS text) AS json) FROM {schema}.tasks t
-            WHERE t.key = :key AND t.epoch = :epoch AND t.worker = :worker AND t.state = 'running' {lock}
-            ON CONFLICT (task_key) DO UPDATE SET state = excluded.state, saved_at = now()
-            RETURNING c.task_key"""),
-        {"state": state, "key": claim.key, "epoch": claim.epoch, "worker": claim.row.worker},
-    )
-    if saved.first() is None:
-        raise ClaimLostError("the checkpoint was not saved: the attempt is not this worker's any more")
+            schema = self._database.schema
+            saved = await connection.execute(
+                text(f"""
+                    INSERT INTO {schema}.checkpoints AS c (task_key, state)
+                    SELECT t.key, CAST(CAST(:state AS text) AS json) FROM {schema}.tasks t
+                    WHERE t.key = :key AND t.epoch = :epoch AND t.worker = :worker AND t.state = 'running'
+                    FOR NO KEY UPDATE
+                    ON CONFLICT (task_key) DO UPDATE SET state = excluded.state, saved_at = now()
+                    RETURNING c.task_key"""),
+                {"state": state, "key": claim.key, "epoch": claim.epoch, "worker": claim.row.worker},
+            )
+            is_ours = saved.first() is not None
+        if not is_ours:
+            raise ClaimLostError("the checkpoint was not saved: the attempt is not this worker's any more")
 
 
 async def load_checkpoints(connection: AsyncConnection, schema: str, keys: Sequence[int]) -> dict[int, str]:

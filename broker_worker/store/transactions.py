@@ -31,7 +31,6 @@ from broker_worker.errors import (
 from broker_worker.outcome import Succeeded
 from broker_worker.outgoing import Owed
 from broker_worker.step import Claim
-from broker_worker.store.checkpoints import save_checkpoint
 from broker_worker.store.database import (
     FAULTS,
     Database,
@@ -126,7 +125,6 @@ class Transaction:
         self._schema = schema
         self._successes = successes
         self._owed = owed
-        self._checkpoint: str | None = None
         self._is_committed = False
         self._session = HandlerSession(connection, join_transaction_mode="rollback_only")
 
@@ -134,18 +132,14 @@ class Transaction:
     def session(self) -> AsyncSession:
         return self._session
 
-    async def save(self, state: str) -> None:
-        """Keep a checkpoint for the commit, the last one given.
-
-        It is not written before: its foreign key would hold a lock on the task meanwhile, and
-        an operator's cancel would wait for it.
+    async def check(self) -> None:
+        """See that the claim holds; locks nothing.
 
         Raises:
             ClaimLostError: the attempt is not ours any more.
         """
         if not await self._successes.is_claimed(self._connection, self._claim):
             raise ClaimLostError("the attempt is not this worker's any more")
-        self._checkpoint = state
 
     async def commit(self, outcome: Succeeded) -> None:
         """Flush, write what is owed and the outcome, and commit.
@@ -180,8 +174,6 @@ class Transaction:
             await session.flush()
         if not (self._transaction.is_active and self._driver.is_in_transaction()):
             raise HandlerEndedTransactionError(ENDED_BEFORE)
-        if self._checkpoint is not None:
-            await save_checkpoint(self._connection, self._schema, self._claim, self._checkpoint)
         return await self._successes.owe(self._connection, [ending]) if self._successes.owes([ending]) else []
 
     def _finishing(self, outcome: Succeeded) -> str:

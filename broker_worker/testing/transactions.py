@@ -48,24 +48,20 @@ class HarnessTransaction:
         self.session = session
         self._store = store
         self._claim = claim
-        self._checkpoint: str | None = None
         self._end = {name: getattr(session, name) for name in ("commit", "rollback", "close")}
         self._is_committed = False
         for name in self._end:
             setattr(session, name, self._refuse)
 
-    async def save(self, state: str) -> None:
-        """Keep a checkpoint until the commit."""
+    async def check(self) -> None:
+        """See that the claim holds."""
         self._store.check(self._claim)
-        self._checkpoint = state
 
     async def commit(self, outcome: Succeeded) -> None:
         """Commit what the handler wrote, and its outcome right after."""
         self._store.check(self._claim)
         await self._do("commit")
         self._is_committed = True
-        if self._checkpoint is not None:
-            await self._store.save(self._claim, self._checkpoint)
         await self._store.record(self._claim, outcome)
 
     async def end(self) -> None:

@@ -82,8 +82,8 @@ class AttemptHands:
         size, limit = len(state.encode()), self._tools.max_result_bytes
         if size > limit:
             raise PayloadError(f"the checkpoint has {size} bytes, allowed are {limit}")
-        if self.transaction is not None:
-            await self.transaction.save(state)
+        if self.transaction is not None:  # commits with the success, after which nobody reads it
+            await self.transaction.check()
         else:
             await self._tools.checkpoints.save(self._claim, state)
 

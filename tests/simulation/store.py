@@ -354,19 +354,17 @@ class SimulatedTransaction:
         self.amounts: list[int] = []
         self._link = session
         self._claim = claim
-        self._checkpoint: str | None = None
 
     def add(self, amount: int) -> None:
         """Write a row, as a handler does."""
         self.amounts.append(amount)
 
-    async def save(self, state: str) -> None:
+    async def check(self) -> None:
         store = self._link.store
         if not await self._link.call(
             "check", lambda: store._running(self._claim.key, self._claim.epoch) is not None
         ):
             raise ClaimLostError("the attempt is not this worker's any more")
-        self._checkpoint = state
 
     async def commit(self, outcome: Succeeded) -> None:
         try:
@@ -380,8 +378,6 @@ class SimulatedTransaction:
         if row is None:
             self._link.world.done["transaction_fenced"] += 1
             raise ClaimLostError("the attempt is not this worker's any more")
-        if self._checkpoint is not None:
-            row.checkpoint = self._checkpoint
         at_once(store.record(claim, outcome))
         for amount in self.amounts:
             task = claim.row.id

@@ -189,31 +189,16 @@ async def test_a_claim_lost_meanwhile_takes_the_effects_with_it(database_url: st
         assert await here.inbox.count("outbox") == 0
 
 
-async def test_a_checkpoint_finds_out_that_the_claim_is_lost_and_locks_nothing(database_url: str) -> None:
+async def test_a_check_finds_out_that_the_claim_is_lost_and_locks_nothing(database_url: str) -> None:
     async with world(database_url) as here:
         claim = await here.inbox.claim(a_message())
 
         async with here.transactions.open(claim, limit=LIMIT) as transaction:
-            await transaction.save("1")
+            await transaction.check()
             await here.inbox.fetch("SELECT 1 FROM {schema}.tasks FOR UPDATE NOWAIT")
             await here.take_over()
             with pytest.raises(ClaimLostError):
-                await transaction.save("2")
-
-
-async def test_a_checkpoint_commits_with_the_transaction(database_url: str) -> None:
-    async with world(database_url) as here:
-        lost, kept = [await here.inbox.claim(a_message(f"m-{number}")) for number in (1, 2)]
-
-        async with here.transactions.open(lost, limit=LIMIT) as transaction:
-            await transaction.save("1")
-        async with here.transactions.open(kept, limit=LIMIT) as transaction:
-            await transaction.save("2")
-            await transaction.save("3")
-            await transaction.commit(Succeeded())
-
-        rows = await here.inbox.fetch("SELECT task_key, state FROM {schema}.checkpoints")
-        assert [(row["task_key"], row["state"]) for row in rows] == [(kept.key, 3)]
+                await transaction.check()
 
 
 async def test_the_reply_is_owed_by_the_same_commit(database_url: str) -> None:
