@@ -233,7 +233,7 @@ def step_of_rescue(row: Task, message: Message) -> Step:
     return Step(row, after, crash_failure(), due_in=timedelta(0), message=message, record=record, copy=Copy())
 
 
-def step_of_orphan(row: Task, message: Message) -> Step:
+def step_of_forgotten(row: Task, message: Message) -> Step:
     """A task running under our own id that our memory does not know, with its body in the database."""
     return _released(row, message)
 

@@ -12,7 +12,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from broker_worker.message import Message
 from broker_worker.outgoing import Owed
-from broker_worker.step import Step, step_of_loss, step_of_orphan, step_of_overdue, step_of_rescue
+from broker_worker.step import Step, step_of_forgotten, step_of_loss, step_of_overdue, step_of_rescue
 from broker_worker.store.apply import apply
 from broker_worker.store.database import Database
 from broker_worker.store.rows import COLUMNS, to_message, to_task
@@ -86,7 +86,7 @@ class RescueStore:
               AND t.key <> ALL(CAST(:known AS bigint[]))
             ORDER BY t.key LIMIT {BATCH} FOR UPDATE OF t SKIP LOCKED""",
             {"worker": self._worker, "forgotten": FORGOTTEN, "known": list(known)},
-            step_of_orphan,
+            step_of_forgotten,
         )
 
     async def bury_lost(self) -> int:

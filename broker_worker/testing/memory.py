@@ -27,8 +27,8 @@ from broker_worker.step import (
     letter_of_conflict,
     new_row,
     step_of_decision,
+    step_of_forgotten,
     step_of_loss,
-    step_of_orphan,
     step_of_outcome,
     step_of_overdue,
     step_of_rescue,
@@ -328,7 +328,7 @@ class MemoryStore:
                 and row.started_at < latest_start
                 and row.task.key not in known
             ),
-            step_of_orphan,
+            step_of_forgotten,
         )
 
     async def bury_lost(self) -> int:

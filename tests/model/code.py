@@ -23,8 +23,8 @@ from broker_worker.step import (
     Step,
     step_of_cancel,
     step_of_decision,
+    step_of_forgotten,
     step_of_loss,
-    step_of_orphan,
     step_of_outcome,
     step_of_overdue,
     step_of_replay,
@@ -189,7 +189,7 @@ def rescued(row: Row) -> Change:
 
 @cache
 def released(row: Row) -> Change:
-    return change_of(row, step_of_orphan(task_of(row, worker=ME), message(EPOCH)))
+    return change_of(row, step_of_forgotten(task_of(row, worker=ME), message(EPOCH)))
 
 
 @cache

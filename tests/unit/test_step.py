@@ -25,8 +25,8 @@ from broker_worker.step import (
     new_row,
     step_of_cancel,
     step_of_decision,
+    step_of_forgotten,
     step_of_loss,
-    step_of_orphan,
     step_of_outcome,
     step_of_overdue,
     step_of_replay,
@@ -112,7 +112,7 @@ STEPS = {
     "rescued": step_of_rescue(ABANDONED, MESSAGE),
     "rescued, used up": step_of_rescue(replace(ABANDONED, attempt=3), MESSAGE),
     "rescued, cancelling": step_of_rescue(replace(ABANDONED, is_cancel_requested=True, attempt=3), MESSAGE),
-    "orphan": step_of_orphan(ABANDONED, MESSAGE),
+    "forgotten": step_of_forgotten(ABANDONED, MESSAGE),
     "overdue, queued": step_of_overdue(QUEUED, MESSAGE),
     "overdue, retrying": step_of_overdue(RETRYING, MESSAGE),
     "lost": step_of_loss(replace(ABANDONED, has_body=False)),
@@ -343,8 +343,8 @@ def test_a_rescue_of_a_cancelled_task_is_its_end() -> None:
     assert STEPS["rescued, cancelling"].after.state is TaskState.CANCELLED
 
 
-def test_an_orphan_is_released_uncharged() -> None:
-    assert STEPS["orphan"] == step_of_outcome(Claim(ABANDONED, MESSAGE), Released(), ABANDONED)
+def test_a_forgotten_task_is_released_uncharged() -> None:
+    assert STEPS["forgotten"] == step_of_outcome(Claim(ABANDONED, MESSAGE), Released(), ABANDONED)
 
 
 def test_an_overdue_task_gets_a_newer_copy_and_stays_as_it_is() -> None:

@@ -10,7 +10,14 @@ from typing import Any
 from broker_worker.outcome import Outcome, Succeeded
 from broker_worker.ports import Beat
 from broker_worker.services.heartbeat import DEAD_AFTER, Heartbeat
-from broker_worker.step import Claim, Step, step_of_decision, step_of_orphan, step_of_outcome, step_of_rescue
+from broker_worker.step import (
+    Claim,
+    Step,
+    step_of_decision,
+    step_of_forgotten,
+    step_of_outcome,
+    step_of_rescue,
+)
 from broker_worker.task import TERMINAL, Arrival, Claimed, Conflicting, Decision, Task, TaskState, meet
 from broker_worker.testing.memory import MemoryStore
 from tests.faults.mutants.mutant import Mutant, function, method, together
@@ -166,7 +173,7 @@ MUTANTS = (
         "I8",
         together(
             function(step_of_outcome, _charged(step_of_outcome)),
-            function(step_of_orphan, _charged(step_of_orphan)),
+            function(step_of_forgotten, _charged(step_of_forgotten)),
         ),
     ),
     Mutant(
