@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 from tests.faults.checker import check
@@ -51,6 +52,22 @@ def test_a_run_that_did_not_become_quiet_a_failing_seed_and_an_innocent_death_ar
     ]
 
     assert [results.is_met for results in missed] == [False, False, False]
+
+
+def test_an_hour_needs_its_number_of_faults_and_of_kinds() -> None:
+    few = ran()
+    many = replace(few, done={f"kind {number}": 25 for number in range(20)})
+
+    missed = [
+        [
+            name
+            for name, is_met in summarise(PLAN, each, minutes=60, simulation=None).facts["targets"].items()
+            if not is_met
+        ]
+        for each in (few, many)
+    ]
+
+    assert missed == [["500 faults or more", "20 kinds or more, each 10 times or more"], []]
 
 
 def test_the_tables_say_how_often_each_kind_was_done_and_what_was_missed() -> None:
