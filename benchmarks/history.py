@@ -2,7 +2,7 @@
 
 Of 100,000 tasks some 96,900 succeeded at once and 1,960 on their second attempt; 1,000 are dead, 100 were
 cancelled, 20 expired, 10 wait for a retry, 5 for their time, and 1 runs under a worker that nobody knows.
-Each dead task has a failed attempt and a letter; every second letter is answered. Ids are random.
+Each dead task has a failed attempt and a letter; every second letter is resolved. Ids are random.
 """
 
 from __future__ import annotations

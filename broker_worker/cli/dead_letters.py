@@ -181,7 +181,7 @@ def replay(  # noqa: PLR0913 - an argument for each option
     if dry_run:
         _list_choice(ids, selection, as_json=as_json)
     else:
-        _answer(
+        _resolve(
             ids,
             selection,
             lambda desk, id_: desk.replay(id_, actor=actor),
@@ -215,7 +215,7 @@ def discard(
     if dry_run:
         _list_choice(ids, selection, as_json=as_json)
     else:
-        _answer(
+        _resolve(
             ids,
             selection,
             lambda desk, id_: desk.discard(id_, actor=actor),
@@ -251,33 +251,33 @@ def _list_choice(ids: list[UUID] | None, selection: Selection, *, as_json: bool)
         raise typer.Exit(FAILED)
 
 
-def _answer(
+def _resolve(
     ids: list[UUID] | None,
     selection: Selection,
-    answer: Callable[[Desk, UUID], Awaitable[Verdict]],
+    resolve: Callable[[Desk, UUID], Awaitable[Verdict]],
     *,
     done: str,
     rate: float | None,
     as_json: bool,
 ) -> None:
     from broker_worker.clock import SystemClock
-    from broker_worker.store.dead_letters import Desk, answer_all, given
+    from broker_worker.store.dead_letters import Desk, given, resolve_all
 
-    async def answer_each(database: Database) -> tuple[int, int]:
+    async def resolve_each(database: Database) -> tuple[int, int]:
         desk = Desk(database)
         total = len(ids) if ids else await desk.count(selection)
         chosen: AsyncIterator[UUID] = given(tuple(ids)) if ids else desk.select(selection)
         counts = {True: 0, False: 0}
         with _progress(total) as advance:
-            async for verdict in answer_all(
-                chosen, lambda id_: answer(desk, id_), clock=SystemClock(), rate=rate
+            async for verdict in resolve_all(
+                chosen, lambda id_: resolve(desk, id_), clock=SystemClock(), rate=rate
             ):
                 counts[verdict.is_done] += 1
                 _print_verdict(verdict, as_json=as_json)
                 advance()
         return counts[True], counts[False]
 
-    succeeded, refused = with_database(answer_each)
+    succeeded, refused = with_database(resolve_each)
     note(f"{done} {succeeded}" + (f", left alone {refused}" if refused else ""))
     if not succeeded:
         raise typer.Exit(FAILED)

@@ -66,7 +66,7 @@ class Pruner:
         self._emit = emit
 
     async def run_once(self) -> None:
-        """Prune tasks, bodies and checkpoints left behind, answered dead letters, and the rows of workers."""
+        """Prune tasks, bodies and checkpoints left behind, resolved dead letters, and the rows of workers."""
         await self._prune_aged("tasks", self._pruning.prune_succeeded, self._retention.succeeded)
         await self._prune_aged("tasks", self._pruning.prune_others, self._retention.other)
         if not self._retention.keeps_payloads:

@@ -262,7 +262,7 @@ async def _attempts(connection: AsyncConnection, schema: str, steps: Sequence[St
 async def insert_letters(
     connection: AsyncConnection, schema: str, letters: Sequence[DeadLetter], *, worker: UUID | None
 ) -> set[UUID]:
-    """Insert dead letters, or open them again where they were answered before. Returns those ids."""
+    """Insert dead letters, or open them again where they were resolved before. Returns those ids."""
     if not letters:
         return set()
     by_id = {letter.id: letter for letter in letters}  # one statement can't touch a row twice

@@ -230,7 +230,7 @@ class Desk:
         """Send a letter's message on its way again.
 
         A dead task begins anew, under its old id and with all its attempts; a message that
-        is no task goes back to its queue as it came. Repeatable: an answered letter stays as it is.
+        is no task goes back to its queue as it came. Repeatable: a resolved letter stays as it is.
         """
         async with self._database.transaction() as connection:
             found = await self._lock(connection, id_)
@@ -248,8 +248,8 @@ class Desk:
             found = await self._lock(connection, id_)
             if found is None:
                 return Verdict(str(id_), is_done=False, detail="no such dead letter")
-            if (answered := _answered(found.letter)) is not None:
-                return Verdict(str(id_), is_done=False, detail=answered)
+            if (resolved := _resolved(found.letter)) is not None:
+                return Verdict(str(id_), is_done=False, detail=resolved)
             await self._resolve(connection, found.letter, "discarded", actor=actor, action="discard")
             return Verdict(str(id_), is_done=True, detail="discarded")
 
@@ -323,21 +323,21 @@ class Desk:
         await write_audit(connection, self._schema, entry)
 
 
-async def answer_all(
+async def resolve_all(
     ids: AsyncIterator[UUID],
-    answer: Callable[[UUID], Awaitable[Verdict]],
+    resolve: Callable[[UUID], Awaitable[Verdict]],
     *,
     clock: Clock,
     rate: float | None = None,
 ) -> AsyncIterator[Verdict]:
-    """Answer letters one after the other, at most `rate` of them a second."""
+    """Resolve letters one after the other, at most `rate` of them a second."""
     due = clock.monotonic()
     async for id_ in ids:
         if rate is not None:
             if (wait := due - clock.monotonic()) > 0:
                 await clock.sleep(wait)
             due = max(due, clock.monotonic() - 1) + 1 / rate  # a slow stretch is not made up for in a burst
-        yield await answer(id_)
+        yield await resolve(id_)
 
 
 async def given(ids: tuple[UUID, ...]) -> AsyncIterator[UUID]:
@@ -348,8 +348,8 @@ async def given(ids: tuple[UUID, ...]) -> AsyncIterator[UUID]:
 
 def _obstacle(found: _Found) -> str | None:
     """Say why a letter can't be replayed, if it can't."""
-    if (answered := _answered(found.letter)) is not None:
-        return answered
+    if (resolved := _resolved(found.letter)) is not None:
+        return resolved
     if found.is_untaken:
         return "its body was too large to be taken: RabbitMQ has the message, in the queue *.oversize"
     if found.task is None:
@@ -371,7 +371,7 @@ def _why_not_its_message(letter: KeptLetter) -> str:
     return "its message is not there any more: publish the task again, under another id"
 
 
-def _answered(letter: KeptLetter) -> str | None:
+def _resolved(letter: KeptLetter) -> str | None:
     if letter.resolved_at is None:
         return None
     return f"already {letter.resolution} at {letter.resolved_at.isoformat(timespec='seconds')}"

@@ -229,7 +229,7 @@ class AttemptChange(Change):
 
 @dataclass(slots=True, kw_only=True)
 class LetterChange(Change):
-    """history_letters.jsonl: a row of `dead_letters` that was written, opened again, or answered."""
+    """history_letters.jsonl: a row of `dead_letters` that was written, opened again, or resolved."""
 
     file = "history_letters"
 

@@ -75,7 +75,7 @@ class SimulatedDatabase(MemoryDatabase):
 
     def keep(self, letter: DeadLetter, *, worker: UUID, is_published: bool = False) -> list[Owed]:
         is_new = letter.id not in self.letters
-        if letter.id in self.resolutions:  # answered before, and here again: open it
+        if letter.id in self.resolutions:  # resolved before, and here again: open it
             del self.resolutions[letter.id]
             del self.letters[letter.id]
             self.tell(self._letter_change("update", letter))

@@ -9,7 +9,7 @@ from broker_worker.dead_letter import letter_of_stranger
 from broker_worker.message import Properties
 from broker_worker.outcome import Failure, Reason
 from broker_worker.store.audit import Verdict
-from broker_worker.store.dead_letters import Desk, KeptLetter, Selection, answer_all, given
+from broker_worker.store.dead_letters import Desk, KeptLetter, Selection, given, resolve_all
 from tests.support.inbox import Inbox, a_failure, a_message, opened
 
 ALL = Selection()
@@ -326,20 +326,20 @@ async def test_a_selection_goes_oldest_first_and_leaves_out_what_comes_meanwhile
 
 async def test_replays_keep_to_the_rate_that_was_asked_for() -> None:
     clock = VirtualClock()
-    answered: list[float] = []
+    resolved: list[float] = []
 
-    async def answer(id_: UUID) -> Verdict:
-        answered.append(clock.time)
+    async def resolve(id_: UUID) -> Verdict:
+        resolved.append(clock.time)
         return Verdict(str(id_), is_done=True, detail="")
 
     ids = tuple(uuid4() for _ in range(5))
-    verdicts = [verdict async for verdict in answer_all(given(ids), answer, clock=clock, rate=2)]
+    verdicts = [verdict async for verdict in resolve_all(given(ids), resolve, clock=clock, rate=2)]
 
-    assert answered == [0.0, 0.5, 1.0, 1.5, 2.0]
+    assert resolved == [0.0, 0.5, 1.0, 1.5, 2.0]
     assert [verdict.id for verdict in verdicts] == [str(id_) for id_ in ids]
 
 
-async def test_an_id_that_is_given_twice_is_answered_once() -> None:
+async def test_an_id_that_is_given_twice_is_resolved_once() -> None:
     id_ = uuid4()
 
     assert [each async for each in given((id_, id_))] == [id_]
