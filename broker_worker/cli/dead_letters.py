@@ -28,6 +28,7 @@ from broker_worker.cli.session import Actor, Name, Queue, parse_rate, with_datab
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from broker_worker.ports import Clock
     from broker_worker.store.audit import Verdict
     from broker_worker.store.database import Database
     from broker_worker.store.dead_letters import Desk, KeptLetter, LetterGroup, Selection
@@ -261,7 +262,7 @@ def _resolve(
     as_json: bool,
 ) -> None:
     from broker_worker.clock import SystemClock
-    from broker_worker.store.dead_letters import Desk, given, resolve_all
+    from broker_worker.store.dead_letters import Desk
 
     async def resolve_each(database: Database) -> tuple[int, int]:
         desk = Desk(database)
@@ -281,6 +282,29 @@ def _resolve(
     note(f"{done} {succeeded}" + (f", left alone {refused}" if refused else ""))
     if not succeeded:
         raise typer.Exit(FAILED)
+
+
+async def resolve_all(
+    ids: AsyncIterator[UUID],
+    resolve: Callable[[UUID], Awaitable[Verdict]],
+    *,
+    clock: Clock,
+    rate: float | None = None,
+) -> AsyncIterator[Verdict]:
+    """Resolve letters one after the other, at most `rate` of them a second."""
+    due = clock.monotonic()
+    async for id_ in ids:
+        if rate is not None:
+            if (wait := due - clock.monotonic()) > 0:
+                await clock.sleep(wait)
+            due = max(due, clock.monotonic() - 1) + 1 / rate  # a slow stretch is not made up for in a burst
+        yield await resolve(id_)
+
+
+async def given(ids: tuple[UUID, ...]) -> AsyncIterator[UUID]:
+    """Go through ids that a person named, each once."""
+    for id_ in dict.fromkeys(ids):
+        yield id_
 
 
 def _print_verdict(verdict: Verdict, *, as_json: bool) -> None:

@@ -7,7 +7,7 @@ outbox that belongs to nobody: a worker's relay takes it within a second.
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -19,7 +19,6 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from broker_worker.dead_letter import is_untaken
 from broker_worker.message import Message, TaskId, from_record
 from broker_worker.outgoing import Kind
-from broker_worker.ports import Clock
 from broker_worker.step import step_of_replay
 from broker_worker.store.apply import OutboxRow, apply, insert_outbox
 from broker_worker.store.audit import AuditEntry, Verdict, write_audit
@@ -321,29 +320,6 @@ class Desk:
             dead_letter=letter.id,
         )
         await write_audit(connection, self._schema, entry)
-
-
-async def resolve_all(
-    ids: AsyncIterator[UUID],
-    resolve: Callable[[UUID], Awaitable[Verdict]],
-    *,
-    clock: Clock,
-    rate: float | None = None,
-) -> AsyncIterator[Verdict]:
-    """Resolve letters one after the other, at most `rate` of them a second."""
-    due = clock.monotonic()
-    async for id_ in ids:
-        if rate is not None:
-            if (wait := due - clock.monotonic()) > 0:
-                await clock.sleep(wait)
-            due = max(due, clock.monotonic() - 1) + 1 / rate  # a slow stretch is not made up for in a burst
-        yield await resolve(id_)
-
-
-async def given(ids: tuple[UUID, ...]) -> AsyncIterator[UUID]:
-    """Go through ids that a person named, each once."""
-    for id_ in dict.fromkeys(ids):
-        yield id_
 
 
 def _obstacle(found: _Found) -> str | None:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
-from uuid import UUID, uuid4
+from uuid import uuid4
 
 from broker_worker.dead_letter import letter_of_stranger
 from broker_worker.message import Properties
 from broker_worker.outcome import Failure, Reason
-from broker_worker.store.audit import Verdict
-from broker_worker.store.dead_letters import Desk, KeptLetter, Selection, given, resolve_all
+from broker_worker.store.dead_letters import Desk, KeptLetter, Selection
 from tests.support.inbox import Inbox, a_failure, a_message, opened
 
 ALL = Selection()
@@ -26,20 +25,6 @@ async def a_stranger(inbox: Inbox, body: bytes = b"\xff") -> KeptLetter:
     letter = letter_of_stranger(properties, body, queue="email", reason=Reason.MALFORMED, failure=failure)
     await inbox.tasks.bury(letter, is_published=True)
     return await only_letter(Desk(inbox.database))
-
-
-class VirtualClock:
-    def __init__(self) -> None:
-        self.time = 0.0
-
-    def now(self) -> datetime:
-        return datetime(2026, 1, 1, tzinfo=UTC) + timedelta(seconds=self.time)
-
-    def monotonic(self) -> float:
-        return self.time
-
-    async def sleep(self, seconds: float) -> None:
-        self.time += seconds
 
 
 async def test_a_letter_is_shown_with_its_body_and_its_error(database_url: str) -> None:
@@ -322,24 +307,3 @@ async def test_a_selection_goes_oldest_first_and_leaves_out_what_comes_meanwhile
 
         assert seen == ["t-0", "t-1", "t-2"]
         assert await desk.count(ALL) == 6
-
-
-async def test_replays_keep_to_the_rate_that_was_asked_for() -> None:
-    clock = VirtualClock()
-    resolved: list[float] = []
-
-    async def resolve(id_: UUID) -> Verdict:
-        resolved.append(clock.time)
-        return Verdict(str(id_), is_done=True, detail="")
-
-    ids = tuple(uuid4() for _ in range(5))
-    verdicts = [verdict async for verdict in resolve_all(given(ids), resolve, clock=clock, rate=2)]
-
-    assert resolved == [0.0, 0.5, 1.0, 1.5, 2.0]
-    assert [verdict.id for verdict in verdicts] == [str(id_) for id_ in ids]
-
-
-async def test_an_id_that_is_given_twice_is_resolved_once() -> None:
-    id_ = uuid4()
-
-    assert [each async for each in given((id_, id_))] == [id_]
