@@ -11,17 +11,17 @@ from types import TracebackType
 from typing import Self, Unpack, overload
 from uuid import uuid4
 
-from broker_worker.client.publishing import NotConfirmedError, Publishing, task_outgoing
-from broker_worker.client.signatures import (
+from broker_worker.client.overloads import (
     ClientOptions,
+    HasRun,
     Model,
     PublishOptions,
-    Runs,
     Takes,
     TakesMembers,
     TakesNothing,
     TakesSecond,
 )
+from broker_worker.client.publishing import NotConfirmedError, Publishing, task_outgoing
 from broker_worker.client.waiting import APPLICATION, Tasks, Waiting
 from broker_worker.errors import ConfigurationError, PublishError
 from broker_worker.failure import Refusal
@@ -119,7 +119,7 @@ class Client:
     async def publish(self, task: str, payload: object = None, **options: Unpack[PublishOptions]) -> str: ...
     @overload
     async def publish(
-        self, task: type[Runs[Model]], payload: Model, **options: Unpack[PublishOptions]
+        self, task: type[HasRun[Model]], payload: Model, **options: Unpack[PublishOptions]
     ) -> str: ...
     @overload
     async def publish(self, task: Takes[Model], payload: Model, **options: Unpack[PublishOptions]) -> str: ...

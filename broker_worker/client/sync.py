@@ -13,11 +13,11 @@ from types import TracebackType
 from typing import Any, Self, TypeVar, Unpack, overload
 
 from broker_worker.client.client import Client, environment_options
-from broker_worker.client.signatures import (
+from broker_worker.client.overloads import (
     ClientOptions,
+    HasRun,
     Model,
     PublishOptions,
-    Runs,
     Takes,
     TakesMembers,
     TakesNothing,
@@ -65,7 +65,9 @@ class SyncClient:
     @overload
     def publish(self, task: str, payload: object = None, **options: Unpack[PublishOptions]) -> str: ...
     @overload
-    def publish(self, task: type[Runs[Model]], payload: Model, **options: Unpack[PublishOptions]) -> str: ...
+    def publish(
+        self, task: type[HasRun[Model]], payload: Model, **options: Unpack[PublishOptions]
+    ) -> str: ...
     @overload
     def publish(self, task: Takes[Model], payload: Model, **options: Unpack[PublishOptions]) -> str: ...
     @overload

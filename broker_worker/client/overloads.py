@@ -26,7 +26,7 @@ Model = TypeVar("Model", bound=BaseModel | _Dataclass | Mapping[str, object])  #
 P_contra = TypeVar("P_contra", contravariant=True)
 
 
-class Runs(Protocol[P_contra]):
+class HasRun(Protocol[P_contra]):
     """A class handler that takes one model."""
 
     def run(self, payload: P_contra, /, *args: Any, **kwargs: Any) -> object:  # noqa: ANN401 - what the worker fills
