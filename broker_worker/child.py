@@ -53,7 +53,7 @@ from broker_worker.worker.conversation import (
     Start,
     Unable,
     Word,
-    ending,
+    last_word,
     read_word,
     request,
     write_word,
@@ -284,7 +284,7 @@ class Bench:
         for stream in (sys.stdout, sys.stderr):
             with suppress(OSError, ValueError):
                 stream.flush()  # what a handler printed is not lost where this process is killed later
-        self.line.end(ending(outcome))
+        self.line.end(last_word(outcome))
 
     def _outcome(self, begin: Begin) -> Outcome:
         handler = self.registry.lookup(begin.handler)

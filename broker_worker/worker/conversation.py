@@ -216,8 +216,8 @@ class OutOfMemory:
 
 
 FromWorker = Start | Begin | Answer
-Ending = Returned | Failed | Lost
-FromChild = Ready | Unable | Progress | Save | Send | SendEvent | Complete | Ending | OutOfMemory
+LastWord = Returned | Failed | Lost
+FromChild = Ready | Unable | Progress | Save | Send | SendEvent | Complete | LastWord | OutOfMemory
 Word = FromWorker | FromChild
 _WORD: TypeAdapter[Word] = TypeAdapter(Annotated[Word, Field(discriminator="kind")])
 
@@ -235,7 +235,7 @@ def read_word(content: bytes) -> Word:
         raise FrameError("a frame came that holds no word of ours") from None  # its text shows input
 
 
-def ending(outcome: Outcome) -> Ending:
+def last_word(outcome: Outcome) -> LastWord:
     """Say how an attempt ended; what it sent is known to the worker already."""
     match outcome:
         case Succeeded(result):
@@ -248,8 +248,8 @@ def ending(outcome: Outcome) -> Ending:
             return Lost()
 
 
-def outcome_of(word: Ending, *, sent: tuple[Sent, ...]) -> Outcome:
-    """Undo `ending`."""
+def outcome_of(word: LastWord, *, sent: tuple[Sent, ...]) -> Outcome:
+    """Undo `last_word`."""
     match word:
         case Returned(result):
             return Succeeded(result, sent)
