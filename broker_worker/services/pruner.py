@@ -17,7 +17,7 @@ PAUSE = (
 )
 
 
-class Step(Protocol):
+class Pruned(Protocol):
     """What one statement did."""
 
     @property
@@ -30,17 +30,17 @@ class Step(Protocol):
 class Pruning(Protocol):
     """Bounded deletes, each of which goes on where the last one of its kind stopped."""
 
-    async def prune_succeeded(self, *, older_than: timedelta) -> Step: ...
+    async def prune_succeeded(self, *, older_than: timedelta) -> Pruned: ...
 
-    async def prune_others(self, *, older_than: timedelta) -> Step: ...
+    async def prune_others(self, *, older_than: timedelta) -> Pruned: ...
 
-    async def prune_payloads(self) -> Step: ...
+    async def prune_payloads(self) -> Pruned: ...
 
-    async def prune_checkpoints(self) -> Step: ...
+    async def prune_checkpoints(self) -> Pruned: ...
 
-    async def prune_letters(self, *, older_than: timedelta) -> Step: ...
+    async def prune_letters(self, *, older_than: timedelta) -> Pruned: ...
 
-    async def prune_workers(self) -> Step: ...
+    async def prune_workers(self) -> Pruned: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,12 +76,12 @@ class Pruner:
         await self._prune("workers", self._pruning.prune_workers)
 
     async def _prune_aged(
-        self, what: str, statement: Callable[..., Awaitable[Step]], age: timedelta | None
+        self, what: str, statement: Callable[..., Awaitable[Pruned]], age: timedelta | None
     ) -> None:
         if age is not None:
             await self._prune(what, lambda: statement(older_than=age))
 
-    async def _prune(self, what: str, statement: Callable[[], Awaitable[Step]]) -> None:
+    async def _prune(self, what: str, statement: Callable[[], Awaitable[Pruned]]) -> None:
         count = 0
         for _ in range(STATEMENTS):
             began = self._clock.monotonic()
