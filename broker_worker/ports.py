@@ -147,6 +147,16 @@ class Checkpoints(Protocol):
         """
 
 
+@dataclass(frozen=True, slots=True)
+class Report:
+    """How far one attempt is: `fraction` from 0 to 1."""
+
+    key: int
+    epoch: int
+    fraction: float
+    note: str
+
+
 class Progress(Protocol):
     """How far attempts are: written a little later, the newest of each only."""
 

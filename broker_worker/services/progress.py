@@ -3,27 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from datetime import timedelta
 from threading import Lock
 from typing import Protocol
 
 from broker_worker.errors import StoreUnavailableError
 from broker_worker.failure import clean
+from broker_worker.ports import Report
 from broker_worker.step import Claim
 
 INTERVAL = timedelta(seconds=1)
 MAX_NOTE_BYTES = 200
-
-
-@dataclass(frozen=True, slots=True)
-class Report:
-    """How far one attempt is: `fraction` from 0 to 1."""
-
-    key: int
-    epoch: int
-    fraction: float
-    note: str
 
 
 class Reports(Protocol):

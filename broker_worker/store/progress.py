@@ -3,28 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
 from uuid import UUID
 
 from sqlalchemy import text
 
+from broker_worker.ports import Report
 from broker_worker.store.database import Database
-
-
-class Report(Protocol):
-    """How far one attempt is: `fraction` from 0 to 1."""
-
-    @property
-    def key(self) -> int: ...
-
-    @property
-    def epoch(self) -> int: ...
-
-    @property
-    def fraction(self) -> float: ...
-
-    @property
-    def note(self) -> str: ...
 
 
 class ProgressStore:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Collection, Mapping, Sequence
 from datetime import datetime, timedelta
-from typing import Protocol
 from uuid import UUID
 
 from broker_worker.dead_letter import DeadLetter
@@ -17,7 +16,7 @@ from broker_worker.errors import ClaimLostError, DeclaredDeadError
 from broker_worker.message import Message
 from broker_worker.outcome import Outcome, Succeeded
 from broker_worker.outgoing import Outgoing, Owed, copy_outgoing, event_outgoing
-from broker_worker.ports import Beat, Delivery, Memory
+from broker_worker.ports import Beat, Delivery, Memory, Report
 from broker_worker.sending import Sent, SentEvent, SentTask
 from broker_worker.step import (
     Claim,
@@ -59,22 +58,6 @@ FRESH_BEAT = timedelta(seconds=15)
 FORGOTTEN = timedelta(seconds=45)
 LOST = timedelta(hours=6)
 DECIDED_AGAIN_AFTER = 0.05  # seconds
-
-
-class Report(Protocol):
-    """How far one attempt is: `fraction` from 0 to 1."""
-
-    @property
-    def key(self) -> int: ...
-
-    @property
-    def epoch(self) -> int: ...
-
-    @property
-    def fraction(self) -> float: ...
-
-    @property
-    def note(self) -> str: ...
 
 
 class MemoryStore:

@@ -26,8 +26,7 @@ from broker_worker.errors import (
 )
 from broker_worker.outcome import Outcome, Succeeded
 from broker_worker.outgoing import Owed
-from broker_worker.ports import Beat, Delivery, Memory
-from broker_worker.services.progress import Report
+from broker_worker.ports import Beat, Delivery, Memory, Report
 from broker_worker.step import Claim, Met
 from broker_worker.store.group_commit import GroupCommit
 from broker_worker.task import Arrival, Holder

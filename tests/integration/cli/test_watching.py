@@ -13,7 +13,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 
 from broker_worker.outcome import Succeeded
-from broker_worker.services.progress import Report
+from broker_worker.ports import Report
 from broker_worker.step import Claim
 from broker_worker.store.progress import ProgressStore
 from tests.support.inbox import Inbox, a_message, opened

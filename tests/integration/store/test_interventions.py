@@ -7,8 +7,8 @@ import asyncio
 import pytest
 
 from broker_worker.outcome import Succeeded
+from broker_worker.ports import Report
 from broker_worker.services.cancels import NOTICE
-from broker_worker.services.progress import Report
 from broker_worker.store.checkpoints import CheckpointStore
 from broker_worker.store.dead_letters import Desk, Selection
 from broker_worker.store.interventions import (

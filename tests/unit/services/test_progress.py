@@ -9,7 +9,8 @@ import pytest
 
 from broker_worker.errors import StoreUnavailableError
 from broker_worker.message import Message, TaskId
-from broker_worker.services.progress import MAX_NOTE_BYTES, ProgressWriter, Report
+from broker_worker.ports import Report
+from broker_worker.services.progress import MAX_NOTE_BYTES, ProgressWriter
 from broker_worker.step import Claim
 from broker_worker.task import Task, TaskState
 
