@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from broker_worker.cli.example_task import ExampleTask, example_task
 from broker_worker.cli.reloading import Reloading, Wish, say, source_folders
-from broker_worker.cli.sample import Sample, sample_of
 from broker_worker.errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ class Started:
 
     rabbitmq: RabbitMQ | None
     postgres: Postgres | None
-    sample: Sample
+    example: ExampleTask
 
     def settings(self) -> dict[str, str]:
         """Tell the daemon about them."""
@@ -104,7 +104,7 @@ def started_servers(environment: Mapping[str, str]) -> Iterator[Started]:
     if wants:
         say("starting servers …")
     with ExitStack() as running, ThreadPoolExecutor(3) as threads:
-        sample = threads.submit(sample_of, environment)
+        example = threads.submit(example_task, environment)
         rabbitmq = postgres = None
         if "AMQP_URL" in wants:
             rabbitmq = threads.submit(find_a_rabbitmq, running, environment)
@@ -113,7 +113,7 @@ def started_servers(environment: Mapping[str, str]) -> Iterator[Started]:
         yield Started(
             rabbitmq.result() if rabbitmq is not None else None,
             postgres.result() if postgres is not None else None,
-            sample.result(),
+            example.result(),
         )
 
 
@@ -182,9 +182,9 @@ def _introduce(started: Started, settings: Settings, folders: list[Path]) -> Non
         lines += [("Postgres", f"as given in {VARIABLES}DATABASE_URL")]
     if settings.http_bind is not None:
         lines += [("probes", "http://{}:{}/readyz".format(*settings.http_bind))]
-    sample, queue = started.sample, next(iter(settings.queues))
+    example, queue = started.example, next(iter(settings.queues))
     lines += [
-        ("publish", _shell(publish, "publish", sample.name, "--queue", queue, "--data", sample.data)),
+        ("publish", _shell(publish, "publish", example.name, "--queue", queue, "--data", example.data)),
         ("look", _shell(look, "tasks", "list")),
     ]
     typer.echo()

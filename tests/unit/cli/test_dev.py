@@ -12,8 +12,8 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from broker_worker.cli import app, dev
+from broker_worker.cli.example_task import payload_of
 from broker_worker.cli.reloading import is_source, named, source_folders
-from broker_worker.cli.sample import payload_of
 
 PROJECT = Path("/home/ada/.checkouts/project")
 
@@ -131,7 +131,7 @@ def test_many_changed_files_are_named_by_the_first() -> None:
     assert named([Path("c.py"), Path("b.py"), Path("d.py")]) == "b.py and 2 more"
 
 
-def test_a_sample_has_what_the_schema_requires() -> None:
+def test_an_example_has_what_the_schema_requires() -> None:
     schema = {
         "properties": {"to": {"type": "string"}, "kind": {"$ref": "#/$defs/Kind"}, "at": {"type": "integer"}},
         "required": ["to", "kind"],

@@ -20,14 +20,14 @@ VALUE_BY_TYPE: dict[str, object] = {
 
 
 @dataclass(frozen=True, slots=True)
-class Sample:
+class ExampleTask:
     """What `broker-worker publish` wants to know."""
 
     name: str = "NAME"
     data: str = "{}"
 
 
-def sample_of(environment: Mapping[str, str]) -> Sample:
+def example_task(environment: Mapping[str, str]) -> ExampleTask:
     """Ask another process, which imports the handlers; a general answer if it can't."""
     try:
         asked = subprocess.run(
@@ -40,9 +40,9 @@ def sample_of(environment: Mapping[str, str]) -> Sample:
             check=True,
         )
         first = json.loads(asked.stdout.splitlines()[0])
-        return Sample(first["name"], json.dumps(payload_of(first["payload"])))
+        return ExampleTask(first["name"], json.dumps(payload_of(first["payload"])))
     except (subprocess.SubprocessError, ValueError, IndexError):
-        return Sample()
+        return ExampleTask()
 
 
 def payload_of(schema: Mapping[str, object]) -> dict[str, object]:
