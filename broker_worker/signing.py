@@ -115,13 +115,17 @@ class Signatures:
         return [each for each in self._required if not any(_fits(queue, (each,)) for queue in queues)]
 
     def doubt(
-        self, delivery: tuple[str, Properties, bytes], found: Message | Unidentified | Undecodable
+        self,
+        found: Message | Unidentified | Undecodable,
+        *,
+        queue: str,
+        properties: Properties,
+        body: bytes,
     ) -> Undecodable | None:
         """Say what is to be buried in place of `found`, where that is not signed as its queue requires.
 
         It is never a task: an identity that is not vouched for must touch no row, nor keep its owner from it.
         """
-        queue, properties, body = delivery
         if not _fits(queue, self._required):
             return None
         if isinstance(found, Unidentified):

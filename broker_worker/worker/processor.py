@@ -114,8 +114,10 @@ class Processor:
         """
         message = self._decode(delivery)
         if self._rules.signatures is not None:
-            received = delivery.queue, delivery.properties, delivery.body
-            if (doubtful := self._rules.signatures.doubt(received, message)) is not None:
+            doubtful = self._rules.signatures.doubt(
+                message, queue=delivery.queue, properties=delivery.properties, body=delivery.body
+            )
+            if doubtful is not None:
                 return await self._bury(delivery, doubtful)
         if isinstance(message, Unidentified):
             return await self._stamp(delivery, message)

@@ -70,8 +70,9 @@ def doubt(outgoing: Outgoing, *, keys: str = KEYS, required: str = "*") -> Undec
     found = decode(
         outgoing.properties, outgoing.body, queue=outgoing.routing_key, now=NOW, max_body_bytes=1000
     )
-    delivery = outgoing.routing_key, outgoing.properties, outgoing.body
-    return Signatures(keyring(keys), [required]).doubt(delivery, found)
+    return Signatures(keyring(keys), [required]).doubt(
+        found, queue=outgoing.routing_key, properties=outgoing.properties, body=outgoing.body
+    )
 
 
 # --- what is signed --------------------------------------------------------------------------
