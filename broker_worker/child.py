@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from queue import SimpleQueue
 
-from broker_worker.context import AnyHandler, BaseContext, Completion, current_task
+from broker_worker.context import AnyHandler, BaseContext, Completion, current_task, task_fields
 from broker_worker.errors import (
     BrokerWorkerError,
     ClaimLostError,
@@ -80,7 +80,7 @@ def main() -> None:
     start = line.start()
     if start is None:
         return
-    configure(start.log_level, log_format=start.log_format, stream=sys.stdout, task_fields=_task_fields)
+    configure(start.log_level, log_format=start.log_format, stream=sys.stdout, task_fields=task_fields)
     with closing(
         asyncio.Runner()
     ) as runner:  # entered, it would begin a loop, which plain handlers don't need
@@ -415,11 +415,6 @@ def _die_with(parent: int) -> None:
         Path("/proc/self/oom_score_adj").write_text(FIRST_TO_GO, encoding="ascii")
     if os.getppid() != parent:
         os._exit(1)  # it ended before this could be arranged
-
-
-def _task_fields() -> Mapping[str, object]:
-    context = current_task.get()
-    return context.log_fields() if context is not None else {}
 
 
 if __name__ == "__main__":

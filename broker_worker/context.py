@@ -298,6 +298,12 @@ current_task: ContextVar[BaseContext | None] = ContextVar("current_task", defaul
 """The attempt that the running code belongs to, so that a handler's own `logging` carries its fields."""
 
 
+def task_fields() -> Mapping[str, object]:
+    """Return what a line of the running code carries; nothing outside an attempt."""
+    context = current_task.get()
+    return context.log_fields() if context is not None else {}
+
+
 class _TaskLogger(logging.LoggerAdapter[logging.Logger]):
     """Keeps the `extra` of a call; before Python 3.13 the adapter's own replaces it."""
 

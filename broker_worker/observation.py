@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 
-from broker_worker.context import current_task
+from broker_worker.context import task_fields
 from broker_worker.events import (
     AttemptFinished,
     AttemptStarted,
@@ -32,7 +32,7 @@ class Observation:
             settings.log_level,
             log_format=settings.log_format,
             stream=sys.stdout,
-            task_fields=_task_fields,
+            task_fields=task_fields,
         )
         for secret in (*urls, settings.signing_keys):
             secret.follow(redactor.learn)
@@ -114,8 +114,3 @@ class Observation:
         self._is_up[check, what] = is_up
         down = [name for (kind, name), up in self._is_up.items() if kind is check and not up]
         self.health.set(check, ok=not down, detail=f"{', '.join(down)}: {detail}" if down else "")
-
-
-def _task_fields() -> Mapping[str, object]:
-    context = current_task.get()
-    return context.log_fields() if context is not None else {}
