@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import asyncio
-import getpass
 import os
 import re
 from collections.abc import Awaitable, Callable
@@ -22,19 +21,17 @@ T = TypeVar("T")
 RATE_UNITS = {"s": 1, "m": 60, "h": 3600}
 
 
-def default_actor() -> str:
-    """Name whoever is logged in, as far as the system knows."""
-    try:
-        return getpass.getuser()
-    except (OSError, KeyError):  # a container's user without a name
-        return "unknown"
+def _default_actor() -> str:
+    from broker_worker.store import audit
+
+    return audit.default_actor()
 
 
 Actor = Annotated[
     str,
     typer.Option(
         "--actor",
-        default_factory=default_actor,
+        default_factory=_default_actor,
         show_default="the user that is logged in",
         help="Who does it, for the audit.",
     ),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import getpass
 import os
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime, timedelta
@@ -33,6 +32,7 @@ from broker_worker.secret import Secret
 from broker_worker.sending import PayloadError, write_payload
 from broker_worker.settings import Settings
 from broker_worker.signing import Keyring
+from broker_worker.store.audit import default_actor
 from broker_worker.store.interventions import cancel_task
 from broker_worker.store.queries import TaskLookup
 from broker_worker.store.status import TaskStatus
@@ -194,7 +194,7 @@ class Client:
         """
         self._need(self._database_url, "cancelling", "database_url")
         async with self._tasks.database() as database:
-            verdict = await cancel_task(database, TaskLookup(id, queue, name), actor=actor or _user())
+            verdict = await cancel_task(database, TaskLookup(id, queue, name), actor=actor or default_actor())
         return verdict.is_done
 
     async def status(
@@ -336,10 +336,3 @@ def _moment(time: datetime | timedelta | float, now: datetime) -> datetime:
     if time.tzinfo is None:
         raise ValueError("not_after is a time without a time zone")
     return time
-
-
-def _user() -> str:
-    try:
-        return getpass.getuser()
-    except (OSError, KeyError):  # a container's user without a name
-        return "unknown"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import getpass
 from dataclasses import dataclass
 from uuid import UUID
 
@@ -20,6 +21,14 @@ class Verdict:
     id: str
     is_done: bool
     detail: str
+
+
+def default_actor() -> str:
+    """Name whoever is logged in, as far as the system knows."""
+    try:
+        return getpass.getuser()
+    except (OSError, KeyError):  # a container's user without a name
+        return "unknown"
 
 
 @dataclass(frozen=True, slots=True)
