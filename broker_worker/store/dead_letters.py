@@ -6,7 +6,6 @@ outbox that belongs to nobody: a worker's relay takes it within a second.
 
 from __future__ import annotations
 
-import json
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -23,7 +22,7 @@ from broker_worker.step import step_of_replay
 from broker_worker.store.apply import OutboxRow, apply, insert_outbox
 from broker_worker.store.audit import AuditEntry, Verdict, write_audit
 from broker_worker.store.database import Database
-from broker_worker.store.rows import COLUMNS, to_task
+from broker_worker.store.rows import COLUMNS, load, to_task
 from broker_worker.task import Task, TaskState
 
 MAX_PAGE = 1000
@@ -186,7 +185,7 @@ class Desk:
                 {"id": id_},
             )
             row = rows.first()
-        return None if row is None else LetterDetail(_kept(row), row.body, _record(row.properties))
+        return None if row is None else LetterDetail(_kept(row), row.body, load(row.properties))
 
     async def count(self, selection: Selection) -> int:
         """Count the open letters of a selection."""
@@ -265,7 +264,7 @@ class Desk:
         if row is None:
             return None
         letter = _kept(row)
-        return _Found(letter, _message(letter, row), task, is_untaken(_record(row.properties)))
+        return _Found(letter, _message(letter, row), task, is_untaken(load(row.properties)))
 
     async def _lock_task(self, connection: AsyncConnection, letter: KeptLetter) -> Task | None:
         if letter.task_key is not None:
@@ -357,12 +356,7 @@ def _message(letter: KeptLetter, row: Row[Any]) -> Message | None:
     if letter.name is None or letter.message_id is None:
         return None
     task = TaskId(letter.queue, letter.name, letter.message_id)
-    return from_record(task, row.body, _record(row.properties), epoch=letter.epoch)
-
-
-def _record(properties: object) -> Mapping[str, object]:
-    loaded = json.loads(properties) if isinstance(properties, str) else properties
-    return loaded if isinstance(loaded, dict) else {}
+    return from_record(task, row.body, load(row.properties), epoch=letter.epoch)
 
 
 def _conditions(selection: Selection) -> dict[str, object]:

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
-from typing import Any
 from uuid import UUID
 
 from asyncpg import Record
@@ -19,6 +17,7 @@ from broker_worker.outcome import Failure, Reason
 from broker_worker.outgoing import Kind, Outgoing, Owed, copy_outgoing
 from broker_worker.store.apply import PROMPTNESS, kept_properties
 from broker_worker.store.database import Database
+from broker_worker.store.rows import load
 
 PAUSE = timedelta(seconds=1)  # of a row that was not even sent, for want of a connection
 LONGEST_PAUSE = timedelta(minutes=5)  # between two tries of a row that can't be published
@@ -138,7 +137,7 @@ def _outgoing(row: Record) -> Outgoing | None:
             return Outgoing(
                 kind=kind,
                 routing_key=row["routing_key"],
-                properties=kept_properties(_json(row["properties"])),
+                properties=kept_properties(load(row["properties"])),
                 body=row["body"],
                 exchange=row["exchange"],
             )
@@ -158,7 +157,7 @@ def _copy_of_task(row: Record) -> Outgoing | None:
     ):
         return None
     task = TaskId(row["queue"], row["name"], row["message_id"])
-    message = from_record(task, row["task_body"], _json(row["task_properties"]), epoch=row["epoch"])
+    message = from_record(task, row["task_body"], load(row["task_properties"]), epoch=row["epoch"])
     return copy_outgoing(message, epoch=row["epoch"], attempt=row["attempt"], delay=row["delay"])
 
 
@@ -166,7 +165,7 @@ def _copy_of_letter(row: Record) -> Outgoing | None:
     """A replayed dead letter that is no task goes back as it came."""
     if row["letter_id"] is None:
         return None
-    carried = carried_properties(_json(row["letter_properties"]))
+    carried = carried_properties(load(row["letter_properties"]))
     headers = dict(carried.headers)
     if row["letter_message_id"] is not None:
         headers[TASK_ID] = row["letter_message_id"]
@@ -194,16 +193,11 @@ def _letter(row: Record) -> DeadLetter:
         reason=Reason(row["letter_reason"]),
         failure=Failure(row["error_type"], row["error_message"], fingerprint=row["fingerprint"]),
         body=row["letter_body"],
-        record=_json(row["letter_properties"]),
+        record=load(row["letter_properties"]),
         attempt=row["letter_attempt"],
         epoch=row["letter_epoch"],
         task_key=row["letter_task"],
     )
-
-
-def _json(value: object) -> dict[str, Any]:
-    loaded = json.loads(value) if isinstance(value, str) else value
-    return loaded if isinstance(loaded, dict) else {}
 
 
 def _utc(moment: datetime) -> datetime:

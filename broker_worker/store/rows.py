@@ -59,6 +59,12 @@ def dump_record(message: Message) -> str:
     return dump(to_record(message))
 
 
+def load(value: object) -> dict[str, Any]:
+    """Read an object from a json column, which the driver may have read already; empty for anything else."""
+    loaded = json.loads(value) if isinstance(value, str) else value
+    return loaded if isinstance(loaded, dict) else {}
+
+
 def dump(value: object) -> str:
     """JSON that Postgres takes: ASCII only, so that a lone surrogate stays an escape."""
     return _ENCODER.encode(value)
