@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from broker_worker.local.errors import LocalServerError
 from broker_worker.local.network import LOOPBACK, answers_sql, free_ports, wait_for_answer
-from broker_worker.local.process import Account, KeptProcess, Program
+from broker_worker.local.process import Account, KeptProcess, Program, last_words
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -50,6 +50,7 @@ class PrivatePostgres:
         self._account = Account.unprivileged()
         self._folder_owner = TemporaryDirectory(prefix="broker-worker-postgres-", ignore_cleanup_errors=True)
         self._folder = Path(self._folder_owner.name)
+        self._log = self._folder / "server.log"
         self._password = secrets.token_urlsafe(16)  # other users of this machine reach the port as well
         self._process: KeptProcess | None = None
         (self._port,) = free_ports(1)
@@ -89,7 +90,7 @@ class PrivatePostgres:
         )
         if not answers:
             self._process.kill()
-            raise LocalServerError(f"Postgres did not start: {self._last_words()}")
+            raise LocalServerError(f"Postgres did not start: {last_words(self._log)}")
 
     def stop(self) -> None:
         """Shut it down in order, whoever is connected; its data stays."""
@@ -132,7 +133,7 @@ class PrivatePostgres:
             os.chown(password_file, self._account.user, self._account.group)
         making = KeptProcess(self._program(*self._initdb_command(password_file)))
         if making.wait(SECONDS_TO_START) != 0:
-            raise LocalServerError(f"initdb failed: {self._last_words()}")
+            raise LocalServerError(f"initdb failed: {last_words(self._log)}")
         password_file.unlink()
 
     def _reachable(self, installation: Path) -> Path:
@@ -172,7 +173,7 @@ class PrivatePostgres:
             command=command,
             environment={"PATH": os.environ.get("PATH", os.defpath), "LC_ALL": "C", "TZ": "UTC"},
             folder=self._folder,
-            log=self._folder / "server.log",
+            log=self._log,
             account=self._account,
             stop_signal=signal.SIGINT,  # fast: does not wait for clients
             end_signal=signal.SIGQUIT,  # at once, yet not leaving its System V segment as SIGKILL would
@@ -202,7 +203,3 @@ class PrivatePostgres:
             settings |= {"fsync": "off", "full_page_writes": "off"}
         server = [str(self._installation / "bin" / "postgres"), "-D", str(self._folder / "data")]
         return [*server, *(f"--{name}={value}" for name, value in settings.items())]
-
-    def _last_words(self) -> str:
-        log = (self._folder / "server.log").read_text(errors="replace")
-        return " ".join(log.split())[-500:] or "it said nothing"

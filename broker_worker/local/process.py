@@ -124,3 +124,8 @@ class KeptProcess:
     def _hang_up(self) -> None:
         if self._keeper.stdin is not None:
             self._keeper.stdin.close()
+
+
+def last_words(log: Path) -> str:
+    """Return the end of a log as one line."""
+    return " ".join(log.read_text(errors="replace").split())[-500:] or "it said nothing"

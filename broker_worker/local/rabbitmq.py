@@ -14,7 +14,7 @@ from urllib.parse import quote
 
 from broker_worker.local.errors import LocalServerError
 from broker_worker.local.network import LOOPBACK, answers_amqp, free_ports, wait_for_answer
-from broker_worker.local.process import KeptProcess, Program
+from broker_worker.local.process import KeptProcess, Program, last_words
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -245,8 +245,3 @@ def requirements(plugin: Path | None) -> set[str]:
         for names in re.findall(r"\{applications,\s*\[([^\]]*)\]", text)
         for name in re.findall(r"\w+", names)
     }
-
-
-def last_words(log: Path) -> str:
-    """Return the end of a log as one line."""
-    return " ".join(log.read_text(errors="replace").split())[-500:] or "it said nothing"
