@@ -16,6 +16,7 @@ from broker_worker.events import ConnectionChanged, Event
 from broker_worker.message import (
     DELIVER_AT,
     NOT_AFTER,
+    NOT_HEADERS,
     TASK_ID,
     Message,
     Properties,
@@ -28,7 +29,6 @@ from broker_worker.outgoing import Kind, Outgoing
 from broker_worker.signing import Keyring, signed
 
 OURS = ("x-", "bw-")
-ROUTING = frozenset({"cc", "bcc", NOT_AFTER, DELIVER_AT})
 
 
 class NotConfirmedError(PublishError):
@@ -186,5 +186,5 @@ def task_outgoing(
 
 def check_header(name: str) -> None:
     """Raise ValueError for a header that publishers can't set."""
-    if not name or name.startswith(OURS) or name.lower() in ROUTING:
+    if not name or name.startswith(OURS) or name.lower() in NOT_HEADERS:
         raise ValueError(f"{name!r} is a header that publishers can't set")
