@@ -17,6 +17,7 @@ from decimal import Decimal
 from functools import lru_cache
 from typing import NamedTuple
 
+from broker_worker.notation import QUEUE_NAME
 from broker_worker.outcome import Failure, Reason
 from broker_worker.values import dataclass
 
@@ -27,7 +28,6 @@ HEADER_OVERHEAD = 6  # bytes of a header beside name and value: a length of eith
 MAX_EPOCH = 2**31 - 1  # a Postgres integer
 TEXT_ENCODINGS = frozenset({"", "utf-8", "utf8", "identity"})
 INHERITED = ("traceparent", "tracestate", "tenant-id")  # by what a task sends
-QUEUE_NAME = re.compile(r"[A-Za-z0-9_-]{1,100}")  # a dot would be a routing key's
 TRACEPARENT = re.compile("[0-9a-f]{2}-([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}.*")
 TASK_ID = "bw-task-id"
 EPOCH = "bw-epoch"

@@ -15,8 +15,8 @@ from datetime import timedelta
 from types import MappingProxyType
 
 from broker_worker.errors import ConfigurationError
+from broker_worker.notation import QUEUE_NAME
 
-QUEUE_NAME = re.compile(r"[A-Za-z0-9_-]{1,100}")
 PREFIX = re.compile(r"[A-Za-z0-9_-]{1,50}")
 RUNGS = tuple(
     timedelta(seconds=seconds)
