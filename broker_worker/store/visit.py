@@ -9,9 +9,7 @@ from sqlalchemy.exc import DBAPIError
 
 from broker_worker.errors import BrokerWorkerError, SchemaError
 from broker_worker.store.database import Database, first_line, sqlstate
-from broker_worker.store.schema import check_schema
-
-NO_RIGHT = "42501"
+from broker_worker.store.schema import NO_RIGHT, check_schema
 
 
 @asynccontextmanager
