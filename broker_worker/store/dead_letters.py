@@ -22,10 +22,10 @@ from broker_worker.step import step_of_replay
 from broker_worker.store.apply import OutboxRow, apply, insert_outbox
 from broker_worker.store.audit import AuditEntry, Verdict, write_audit
 from broker_worker.store.database import Database
+from broker_worker.store.queries import page_size
 from broker_worker.store.rows import COLUMNS, load, to_task
 from broker_worker.task import Task, TaskState
 
-MAX_PAGE = 1000
 SELECTED_AT_ONCE = 500  # letters of a selection whose ids are fetched in one go
 
 GROUP = (  # equal for letters that failed in the same way; short enough to be typed
@@ -142,7 +142,7 @@ class Desk:
                     "with_resolved": with_resolved,
                     "failed_at": before[0] if before else None,
                     "id": before[1] if before else None,
-                    "limit": _page(limit),
+                    "limit": page_size(limit),
                 },
             )
             return [_kept(row) for row in rows]
@@ -158,7 +158,7 @@ class Desk:
                     FROM {self._schema}.dead_letters d WHERE d.resolved_at IS NULL AND {CONDITIONS}
                     GROUP BY d.reason, d.name, d.error_type, d.fingerprint
                     ORDER BY letters DESC, last_seen DESC LIMIT :limit"""),
-                {**_conditions(selection), "limit": _page(limit)},
+                {**_conditions(selection), "limit": page_size(limit)},
             )
             return [
                 LetterGroup(
@@ -366,10 +366,6 @@ def _conditions(selection: Selection) -> dict[str, object]:
         "name": selection.name,
         "group": selection.group,
     }
-
-
-def _page(limit: int) -> int:
-    return min(max(limit, 1), MAX_PAGE)
 
 
 def _kept(row: Row[Any]) -> KeptLetter:

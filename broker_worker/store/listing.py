@@ -12,7 +12,6 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from broker_worker.store.database import Database
 from broker_worker.store.queries import (
     DISORDER,
-    MAX_PAGE,
     PAIR_CONDITIONS,
     PAIRS,
     TASK_COLUMNS,
@@ -20,6 +19,7 @@ from broker_worker.store.queries import (
     TaskSummary,
     find_keys,
     key_at,
+    page_size,
     to_summary,
 )
 
@@ -70,7 +70,7 @@ async def list_tasks(
     What is rare is found by an index, however old it is: a state but `running` and `succeeded`, an id, a
     queue or name with few tasks. All else is looked for among the newest rows, `MAX_WALK` for each page.
     """
-    size = min(max(limit, 1), MAX_PAGE)
+    size = page_size(limit)
     async with database.transaction() as connection:
         found = await _found_by(connection, database.schema, where, before_key)
         rows = await connection.execute(

@@ -22,7 +22,7 @@ TASK_COLUMNS = (
     "t.created_at, t.started_at, t.finished_at, t.due_at, t.not_after, "
     "t.progress, t.progress_note"
 )
-PROGRESS_DIGITS = 6  # what a `real` holds
+PROGRESS_DIGITS = 6
 # the few (queue, name) pairs that there are are found by jumping through the index of identities
 PAIRS = """WITH RECURSIVE pairs AS (
   (SELECT queue, name FROM {schema}.tasks ORDER BY queue, name LIMIT 1)
@@ -231,9 +231,19 @@ def to_summary(row: Row[Any]) -> TaskSummary:
         finished_at=row.finished_at,
         due_at=row.due_at,
         not_after=row.not_after,
-        progress=None if row.progress is None else round(row.progress, PROGRESS_DIGITS),
+        progress=to_progress(row.progress),
         progress_note=row.progress_note,
     )
+
+
+def to_progress(value: float | None) -> float | None:
+    """Read how far an attempt is as it was given: a Postgres `real` holds six digits."""
+    return None if value is None else round(value, PROGRESS_DIGITS)
+
+
+def page_size(limit: int) -> int:
+    """Bound the number of rows that one query may be asked for."""
+    return min(max(limit, 1), MAX_PAGE)
 
 
 def _json(value: object) -> object:

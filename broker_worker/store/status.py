@@ -13,10 +13,9 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from broker_worker.message import TaskId
 from broker_worker.store.database import Database
 from broker_worker.store.interventions import AmbiguousTaskError
-from broker_worker.store.queries import TaskLookup, find_keys
+from broker_worker.store.queries import TaskLookup, find_keys, to_progress
 from broker_worker.task import TERMINAL, TaskState
 
-PROGRESS_DIGITS = 6  # what a Postgres `real` holds
 _ENDS = ", ".join(f"'{state}'" for state in sorted(TERMINAL))
 
 
@@ -107,7 +106,7 @@ def _status(row: Row[Any]) -> TaskStatus:
         reason=row.reason,
         error_type=row.error_type,
         error_message=row.error_message,
-        progress=None if row.progress is None else round(row.progress, PROGRESS_DIGITS),
+        progress=to_progress(row.progress),
         progress_note=row.progress_note,
         created_at=row.created_at,
         started_at=row.started_at,
