@@ -43,6 +43,7 @@ from broker_worker.retry import follow_up
 from broker_worker.sending import PayloadError, Sent
 from broker_worker.telemetry.logs import configure
 from broker_worker.worker.conversation import (
+    END_GRACE,
     Answer,
     Begin,
     Complete,
@@ -60,7 +61,6 @@ from broker_worker.worker.conversation import (
 )
 from broker_worker.worker.resources import Resources
 
-END_GRACE = 2.0  # seconds in which an idle child may close its resources
 PACE = 0.2  # seconds between two words of which the newest is enough
 PR_SET_PDEATHSIG = 1  # prctl(2)
 STDERR = 2  # the last of the three that every program has

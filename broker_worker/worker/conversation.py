@@ -17,6 +17,8 @@ from broker_worker.outcome import Dead, Failure, Outcome, Postponed, Reason, Rel
 from broker_worker.retry import RetryPolicy
 from broker_worker.sending import Sent, SentEvent, SentTask
 
+END_GRACE = 2.0  # seconds from the end of the orders, in which an idle child may close its resources
+
 # --- from the worker ---------------------------------------------------------------------
 
 

@@ -21,6 +21,7 @@ from broker_worker.notation import show_size
 from broker_worker.outcome import Outcome
 from broker_worker.sending import Sent
 from broker_worker.worker.conversation import (
+    END_GRACE,
     Answer,
     Begin,
     Complete,
@@ -45,7 +46,6 @@ from broker_worker.worker.conversation import (
 START_LIMIT = 60.0  # seconds until a child is ready
 REAP_LIMIT = 2.0  # seconds until a killed process is gone; one that hangs in the kernel is left to it
 LAST_WORDS = 1.0  # seconds in which an ended process's pipe is read, where a descendant holds it open
-END_GRACE = 2.0  # seconds in which an idle child may close its resources
 SHOWN_BYTES = 64 * 1024  # of where it crashed
 OURS = "BROKER_WORKER_"  # settings, among them every DSN; a handler's own variables are passed on
 DATA_PAGES = 5  # the field of /proc/<pid>/statm
