@@ -19,6 +19,8 @@ from broker_worker.outgoing import Outgoing, Owed
 from broker_worker.step import Claim, Met
 from broker_worker.task import Arrival, Holder, Poisoning
 
+CANCEL_NOTICE = "cancel:"  # before a task's key: what the store notifies, and a worker hears
+
 
 class Delivery(Protocol):
     """One arrival of a message: the only thing that can be acked."""

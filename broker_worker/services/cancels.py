@@ -10,8 +10,9 @@ from collections.abc import Callable, Collection
 from datetime import timedelta
 from typing import Protocol
 
+from broker_worker.ports import CANCEL_NOTICE
+
 INTERVAL = timedelta(seconds=1)
-NOTICE = "cancel:"  # before a task's key; what store/interventions.py notifies
 
 
 class Requests(Protocol):
@@ -62,5 +63,5 @@ class Cancels:
 
     def notice(self, payload: str) -> None:
         """Hear a notification: `cancel:<key>`, or "", with which a new connection says "look yourself"."""
-        if not payload or payload in {f"{NOTICE}{key}" for key, _ in self._running()}:
+        if not payload or payload in {f"{CANCEL_NOTICE}{key}" for key, _ in self._running()}:
             self._is_noticed.set()

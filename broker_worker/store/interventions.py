@@ -9,6 +9,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from broker_worker.errors import BrokerWorkerError
 from broker_worker.message import TaskId
+from broker_worker.ports import CANCEL_NOTICE
 from broker_worker.step import step_of_cancel
 from broker_worker.store.apply import apply
 from broker_worker.store.audit import AuditEntry, Verdict, write_audit
@@ -17,8 +18,6 @@ from broker_worker.store.notices import notify
 from broker_worker.store.queries import TaskLookup, find_keys
 from broker_worker.store.rows import COLUMNS, to_task
 from broker_worker.task import TERMINAL, Task, TaskState
-
-CANCEL = "cancel:"  # before a task's key: its worker is to end it; what services/cancels.py hears
 
 
 class NoSuchTaskError(BrokerWorkerError):
@@ -51,7 +50,7 @@ async def cancel_task(database: Database, lookup: TaskLookup, *, actor: str) -> 
             return Verdict(task.id.id, is_done=True, detail="its worker is asked already")
         await apply(connection, database.schema, [step_of_cancel(task)], worker=None)
         if task.state is TaskState.RUNNING:
-            await notify(connection, database.schema, f"{CANCEL}{task.key}")
+            await notify(connection, database.schema, f"{CANCEL_NOTICE}{task.key}")
         entry = AuditEntry.of_task(actor, "cancel", task.id, key=task.key)
         await write_audit(connection, database.schema, entry)
     detail = "its worker is asked to stop" if task.state is TaskState.RUNNING else "cancelled"

@@ -7,8 +7,7 @@ import asyncio
 import pytest
 
 from broker_worker.outcome import Succeeded
-from broker_worker.ports import Report
-from broker_worker.services.cancels import NOTICE
+from broker_worker.ports import CANCEL_NOTICE, Report
 from broker_worker.store.checkpoints import CheckpointStore
 from broker_worker.store.dead_letters import Desk, Selection
 from broker_worker.store.interventions import (
@@ -69,7 +68,7 @@ async def test_a_running_tasks_worker_hears_of_the_cancel_with_its_commit(databa
         await hears.wait()
         listening.cancel()
 
-    assert heard == ["", f"{NOTICE}{claim.key}"]
+    assert heard == ["", f"{CANCEL_NOTICE}{claim.key}"]
 
 
 async def test_asking_twice_is_asking_once(database_url: str) -> None:
