@@ -174,7 +174,7 @@ def test_watching_what_did_not_succeed_exits_1(database_url: str, database: Shel
 def test_watching_ends_when_the_time_is_over(database_url: str, database: Shell) -> None:
     prepare(database_url, lambda inbox: inbox.relay())
 
-    result = database("tasks", "watch", "t-1", "--timeout", "100ms")
+    result = database("tasks", "watch", "t-1", "--timeout", "5s")
 
     assert (result.exit_code, result.stdout) == (1, "unknown: not received yet, or never sent\n")
 
