@@ -95,7 +95,7 @@ async def too_slow() -> None:
     await asyncio.sleep(3600)
 
 
-@registry.task("stage.has_a_deadline", deadline=9, retry_delay=5, retry_jitter=0, max_attempts=10)
+@registry.task("stage.has_a_deadline", deadline=14, retry_delay=5, retry_jitter=0, max_attempts=10)
 async def has_a_deadline() -> None:
     raise ConnectionError("away")
 
