@@ -33,7 +33,7 @@ from tests.support.wires import through
 
 pytestmark = pytest.mark.timeout(300)
 
-SLOW_CONFIRMS = 0.03  # seconds that each piece needs to RabbitMQ and back: a commit is faster
+SLOW_CONFIRMS = 0.1  # seconds that each piece needs to RabbitMQ and back: a commit is faster
 ENDED = {"succeeded", "dead"}
 SLOW = [("slow", f"slow-{number}") for number in range(10)]  # up to four seconds each: some run long enough
 TASKS = [

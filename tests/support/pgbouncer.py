@@ -20,7 +20,7 @@ from tests.support.services import execute
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-SECONDS_TO_START = 20.0
+SECONDS_TO_START = 60.0
 SERVER_CONNECTIONS = 3  # fewer than clients, so that consecutive transactions meet different sessions
 
 
