@@ -1,26 +1,40 @@
 """A worker daemon for RabbitMQ and Postgres: handlers register here, publishers need no part of it."""
 
 from broker_worker.context import BaseContext, Completion, Context, SyncContext
-from broker_worker.errors import BrokerWorkerError, ConfigurationError
+from broker_worker.errors import (
+    BrokerWorkerError,
+    ClaimLostError,
+    ConfigurationError,
+    StoreUnavailableError,
+)
 from broker_worker.middleware import CallNext, ErrorReport, Middleware, report_errors
-from broker_worker.outcome import GiveUp, Outcome, Retry
+from broker_worker.outcome import Cancelled, Dead, GiveUp, Outcome, Postponed, Released, Retry, Succeeded
 from broker_worker.registry import Registry
 from broker_worker.retry import Policy
+from broker_worker.sending import PayloadError
 
 __all__ = [
     "BaseContext",
     "BrokerWorkerError",
     "CallNext",
+    "Cancelled",
+    "ClaimLostError",
     "Completion",
     "ConfigurationError",
     "Context",
+    "Dead",
     "ErrorReport",
     "GiveUp",
     "Middleware",
     "Outcome",
+    "PayloadError",
     "Policy",
+    "Postponed",
     "Registry",
+    "Released",
     "Retry",
+    "StoreUnavailableError",
+    "Succeeded",
     "SyncContext",
     "report_errors",
 ]

@@ -1,4 +1,4 @@
-"""The errors of this package: one root, one sentence each."""
+"""The errors that several parts share: one root, one sentence each."""
 
 from __future__ import annotations
 

@@ -12,7 +12,7 @@ from broker_worker.values import dataclass
 
 @dataclass(frozen=True, slots=True)
 class ConnectionChanged:
-    """A connection to a server was made or lost. `link` is consume, publish, dead_letters or database."""
+    """A connection to a server was made or lost. `link`: consume, publish, dead_letters, listen, database."""
 
     link: str
     is_up: bool
@@ -82,7 +82,7 @@ class DeliverySettled:
 
 @dataclass(frozen=True, slots=True)
 class ServiceFailed:
-    """One turn of a background service raised; it is tried again at its next turn."""
+    """One turn of a background service raised, or a step of a worker; it is tried again at its next turn."""
 
     service: str
     error: BaseException
@@ -99,7 +99,7 @@ class ServiceWorked:
 
 @dataclass(frozen=True, slots=True)
 class PublishFailed:
-    """A message of the outbox could not be published; it is tried again."""
+    """A message of the outbox, or a stamped one, could not be published; it is tried again."""
 
     kind: str
     routing_key: str
@@ -108,7 +108,7 @@ class PublishFailed:
 
 @dataclass(frozen=True, slots=True)
 class LifecycleChanged:
-    """The daemon itself: starting, ready, draining, stopped."""
+    """The daemon itself: armed, starting, waiting, serving, draining, cut_short, stopped."""
 
     phase: str
     detail: str = ""

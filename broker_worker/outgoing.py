@@ -13,7 +13,7 @@ from broker_worker.values import dataclass
 
 EVENT_ID = "bw-event-id"
 _NAMESPACE = UUID("b3f6d0a4-6a0c-4a53-8a54-3e1b7f0f2c95")
-LONGEST_DELAY = timedelta(seconds=4096)  # the last rung; what waits longer waits in Postgres
+LONGEST_RUNG = timedelta(seconds=4096)  # the last rung; what waits longer waits in Postgres
 
 
 class Kind(StrEnum):

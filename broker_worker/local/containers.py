@@ -99,7 +99,7 @@ def require_docker(image: str) -> None:
         LocalServerError: otherwise; after 30 s at the most, mostly at once.
     """
     if importlib.util.find_spec("testcontainers") is None:
-        raise LocalServerError("the package testcontainers is not installed (broker-worker[local] has it)")
+        raise LocalServerError("the package testcontainers is not installed (the extra local has it)")
     import docker  # noqa: PLC0415  # the extra `local` may be missing
     import requests  # noqa: PLC0415
     from testcontainers.core.config import testcontainers_config  # noqa: PLC0415

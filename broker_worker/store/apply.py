@@ -17,7 +17,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from broker_worker.dead_letter import DeadLetter, letter_key, letter_outgoing
 from broker_worker.message import Properties, Scalar, TaskId, tag, untag
-from broker_worker.outgoing import LONGEST_DELAY, Kind, Outgoing, Owed, copy_outgoing
+from broker_worker.outgoing import LONGEST_RUNG, Kind, Outgoing, Owed, copy_outgoing
 from broker_worker.reply import reply_outgoing
 from broker_worker.step import Copy, Step
 from broker_worker.store.notices import notify_ended
@@ -376,7 +376,7 @@ def _owes(step: Step, worker: UUID | None) -> list[OutboxRow]:
 
 def _copy_row(step: Step, copy: Copy) -> OutboxRow:
     after = step.after
-    is_held = copy.is_exact or copy.delay > LONGEST_DELAY
+    is_held = copy.is_exact or copy.delay > LONGEST_RUNG
     outgoing = None
     if step.message is not None:
         outgoing = copy_outgoing(step.message, epoch=after.epoch, attempt=after.attempt, delay=copy.delay)

@@ -12,7 +12,7 @@ from uuid import UUID
 from sqlalchemy import TextClause, text
 
 from broker_worker.outcome import Outcome, Postponed
-from broker_worker.outgoing import LONGEST_DELAY, Owed, copy_outgoing
+from broker_worker.outgoing import LONGEST_RUNG, Owed, copy_outgoing
 from broker_worker.step import Claim
 from broker_worker.store.apply import PROMPTNESS
 from broker_worker.store.database import Database
@@ -35,7 +35,7 @@ class Postponing:
         postponed = [
             (claim, outcome)
             for claim, outcome in endings
-            if isinstance(outcome, Postponed) and outcome.delay <= LONGEST_DELAY
+            if isinstance(outcome, Postponed) and outcome.delay <= LONGEST_RUNG
         ]
         if not postponed:
             return set(), []

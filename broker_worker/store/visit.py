@@ -1,4 +1,4 @@
-"""A database opened for one command of a person."""
+"""A database opened for a visit: a command's, or a client's."""
 
 from __future__ import annotations
 

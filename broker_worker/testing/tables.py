@@ -10,7 +10,7 @@ from uuid import UUID
 
 from broker_worker.dead_letter import DeadLetter, letter_outgoing
 from broker_worker.message import Message, TaskId
-from broker_worker.outgoing import LONGEST_DELAY, Kind, Outgoing, Owed, copy_outgoing
+from broker_worker.outgoing import LONGEST_RUNG, Kind, Outgoing, Owed, copy_outgoing
 from broker_worker.ports import Clock
 from broker_worker.reply import reply_outgoing
 from broker_worker.step import AttemptRecord, Step, step_of_cancel
@@ -154,7 +154,7 @@ class MemoryDatabase:
             worker=worker,
             task=after,
         )
-        if not step.copy.is_exact and delay <= LONGEST_DELAY:
+        if not step.copy.is_exact and delay <= LONGEST_RUNG:
             return owed
         row = self.outbox[owed.id]  # waits here until it is due
         row.worker, row.available_at = None, row.deliver_at

@@ -46,7 +46,7 @@ class Intake:
         self._loop: asyncio.AbstractEventLoop | None = None
 
     def take(self, delivery: Delivery) -> None:
-        """Begin to carry a delivery; after `close` it is left to go back with its channel."""
+        """Begin to carry a delivery; once `drain` has begun it is left to go back with its channel."""
         if self._is_open:
             if self._loop is None:
                 self._loop = asyncio.get_running_loop()

@@ -13,7 +13,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from broker_worker.errors import StoreUnavailableError
 from broker_worker.message import Message, TaskId, decode
 from broker_worker.outcome import Cancelled, Dead, Failure, Outcome, Postponed, Reason, Released, Succeeded
-from broker_worker.outgoing import EVENT_ID, LONGEST_DELAY, Kind, Outgoing
+from broker_worker.outgoing import EVENT_ID, LONGEST_RUNG, Kind, Outgoing
 from broker_worker.sending import SentEvent, SentTask
 from broker_worker.store.sending import PART_ROWS
 from broker_worker.task import CancelledBefore, Claimed, Conflicting, Duplicate, TaskState
@@ -151,7 +151,7 @@ async def test_a_delay_is_the_copys_and_the_row_is_there_at_once(world: World) -
 
 async def test_a_delay_beyond_the_last_rung_waits_in_the_database(world: World) -> None:
     worker = await world.join()
-    delay = LONGEST_DELAY + MOMENT
+    delay = LONGEST_RUNG + MOMENT
 
     await worker.finish(SENDER, Succeeded(None, (task(delay=delay),)))
     early = await worker.outbox.take(9)
@@ -339,11 +339,12 @@ async def test_more_than_a_worker_can_publish_at_once_is_left_to_all(postgres: P
 # --- beside other transactions ---------------------------------------------------
 
 
-async def insert(connection: AsyncConnection, id_: str) -> None:
-    """Make a row of another digest, as another worker's transaction would."""
+async def insert(connection: AsyncConnection, *ids: str) -> None:
+    """Make rows of another digest, as another worker's transaction would."""
+    rows = [f"('{CHILD.queue}', '{CHILD.name}', '{id_}', 'other', 'queued', 3)" for id_ in ids]
     await connection.exec_driver_sql(
         "INSERT INTO broker_worker.tasks (queue, name, message_id, digest, state, max_attempts) "
-        f"VALUES ('{CHILD.queue}', '{CHILD.name}', '{id_}', 'other', 'queued', 3)"
+        f"VALUES {', '.join(rows)}"
     )
 
 
@@ -395,8 +396,8 @@ async def test_identities_are_taken_in_one_order_by_all(postgres: PostgresWorld)
         recording = group.create_task(worker.tasks.record(claim, Succeeded(None, sent)))
         await somebody_waits(connection)
         await connection.exec_driver_sql("SET LOCAL lock_timeout = '2s'")
-        for id_ in ids[1:]:
-            await insert(connection, id_)  # the other waits before the first, and holds none of these
+        # the other waits before the first, for two seconds at most, and holds none of these
+        await insert(connection, *ids[1:])
 
     assert recording.result() is not None
     assert len(await postgres.letters()) == len(ids)
