@@ -46,10 +46,10 @@ def folder() -> Iterator[Path]:
         yield Path(name)
 
 
-@pytest.mark.timeout(240)
+@pytest.mark.timeout(400)
 def test_the_demo_accounts_for_everything_and_leaves_nothing_behind(folder: Path) -> None:
     with demo(folder) as process:
-        said, _ = process.communicate(timeout=220)
+        said, _ = process.communicate(timeout=380)
 
     assert process.returncode == 0, said
     found = TOTALS.search(said)
@@ -61,12 +61,12 @@ def test_the_demo_accounts_for_everything_and_leaves_nothing_behind(folder: Path
     assert list(folder.iterdir()) == []
 
 
-@pytest.mark.timeout(240)
+@pytest.mark.timeout(400)
 def test_ctrl_c_in_the_middle_of_the_work_leaves_nothing_behind(folder: Path) -> None:
     with demo(folder) as process:
         assert process.stdout is not None
         seen = [line for line in iter(process.stdout.readline, "") if _interrupt_at_work(process, line)]
-        process.wait(60)
+        process.wait(120)
 
     assert process.returncode == 130, seen
     assert list(folder.iterdir()) == []

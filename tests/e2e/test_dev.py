@@ -18,7 +18,7 @@ from broker_worker.local.keeper import descendants
 from tests.e2e.conftest import Service, message
 from tests.support.daemon import ROOT, until
 
-pytestmark = pytest.mark.timeout(240)
+pytestmark = pytest.mark.timeout(400)
 
 JOBS = """
 from broker_worker import Registry
@@ -154,7 +154,7 @@ def test_an_edited_handler_is_what_runs_next_and_a_broken_one_is_waited_for(
         processes = running.descendants()
 
         running.process.send_signal(signal.SIGTERM)
-        status = running.process.wait(60)
+        status = running.process.wait(120)
 
     assert results(service) == {
         "t-1": '"hello Ada"',
@@ -203,7 +203,7 @@ def test_servers_that_are_named_are_taken_and_a_second_ctrl_c_waits_for_no_task(
         running.process.send_signal(signal.SIGINT)
         running.until_said("worker draining")
         running.process.send_signal(signal.SIGINT)
-        status = running.process.wait(60)
+        status = running.process.wait(120)
 
     assert status == 0
     assert running.said("as given in BROKER_WORKER_AMQP_URL")
@@ -243,7 +243,7 @@ def test_everything_of_its_own_ends_with_it(project: Path, temporary: Path, numb
         processes = running.descendants()
 
         running.process.send_signal(number)
-        status = running.process.wait(60)
+        status = running.process.wait(120)
 
     assert status == (-signal.SIGKILL if number is signal.SIGKILL else 0)
     assert len(processes) > 5

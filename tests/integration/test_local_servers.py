@@ -20,7 +20,7 @@ from broker_worker.local import LocalServerError, PrivatePostgres, PrivateRabbit
 if TYPE_CHECKING:
     from tests.support.services import Broker
 
-SECONDS_FOR_STARTS = 240  # several of RabbitMQ, or some of Postgres, perhaps on a busy machine
+SECONDS_FOR_STARTS = 400  # several of RabbitMQ, or some of Postgres, perhaps on a busy machine
 
 OWNER = """
 import json, sys, time
@@ -132,7 +132,7 @@ def test_servers_end_on_ctrl_c() -> None:
         processes = processes_below(owner.pid)
 
         owner.send_signal(signal.SIGINT)
-        owner.wait(60)
+        owner.wait(120)
 
         wait_until_gone(processes, seconds=0)
 

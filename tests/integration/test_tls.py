@@ -28,7 +28,7 @@ from tests.support.tls import (
     tls_before,
 )
 
-pytestmark = pytest.mark.timeout(180)
+pytestmark = pytest.mark.timeout(300)
 
 OLD = "tlsv1.1"  # what no client of ours speaks any more
 IMPOSTORS = {
