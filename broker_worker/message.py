@@ -30,9 +30,10 @@ TEXT_ENCODINGS = frozenset({"", "utf-8", "utf8", "identity"})
 INHERITED = ("traceparent", "tracestate", "tenant-id")  # by what a task sends
 TRACEPARENT = re.compile("[0-9a-f]{2}-([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}.*")
 TASK_ID = "bw-task-id"
+TASK_TYPE = "task-type"  # the name, where a publisher can't set the property type
 EPOCH = "bw-epoch"
 ATTEMPT = "bw-attempt"
-_IDENTIFYING = (TASK_ID, "task-id", "task-type")  # headers that RabbitMQ leaves alone
+_IDENTIFYING = (TASK_ID, "task-id", TASK_TYPE)  # headers that RabbitMQ leaves alone
 NOT_AFTER = "not-after"
 DELIVER_AT = "deliver-at"
 NOT_HEADERS = frozenset({"cc", "bcc", NOT_AFTER, DELIVER_AT})  # they route, or are fields of a message
@@ -403,9 +404,9 @@ def _undecodable(reason: Reason, detail: str, message: Message | None = None) ->
 
 
 def _name(properties: Properties, default: str | None) -> str:
-    name = properties.type or properties.headers.get("task-type") or default
+    name = properties.type or properties.headers.get(TASK_TYPE) or default
     if not name:
-        raise ContractError("no task name: neither the property type nor the header task-type is set")
+        raise ContractError(f"no task name: neither the property type nor the header {TASK_TYPE} is set")
     return _text(name, what="the task name", longest=MAX_NAME_LENGTH)
 
 

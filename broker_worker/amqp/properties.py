@@ -20,7 +20,7 @@ from pamqp.header import ContentHeader
 from broker_worker.amqp.quick_tables import read_moment, read_quickly
 from broker_worker.amqp.safe_decoding import BrokenContentHeader, decode_header
 from broker_worker.errors import UnpublishableError
-from broker_worker.message import Properties
+from broker_worker.message import TASK_TYPE, Properties
 
 SHORT = 255  # bytes of a short string, which names, keys and most properties are
 PERSISTENT = 2
@@ -46,7 +46,6 @@ FIELDS = (  # in the order of the wire
 )
 Value = str | int | datetime | Mapping[str, object] | None
 PROCESS = token_hex(8)  # begins the id of each publish of ours
-TYPE_HEADER = "task-type"  # where the contract looks for a task name that is no short string
 
 _numbers = count()
 
@@ -142,7 +141,7 @@ def encode_properties(properties: Properties) -> EncodedProperties:
     message_id = f"{PROCESS}{next(_numbers):016x}"
     headers, short_type = properties.headers, properties.type
     if short_type is not None and len(short_type.encode(errors="replace")) > SHORT:
-        headers, short_type = {**headers, TYPE_HEADER: short_type}, None
+        headers, short_type = {**headers, TASK_TYPE: short_type}, None
     encoded = EncodedProperties(message_id=message_id)
     encoded.encoded = _marshal(
         (
