@@ -19,10 +19,10 @@ from pamqp import commands, constants
 from pamqp.heartbeat import Heartbeat
 
 from broker_worker.amqp.properties import decode_properties
+from broker_worker.amqp.safe_decoding import FRAME
 from broker_worker.message import UntakenBody, begin_digest
 
 CHUNK = 256 * 1024  # bytes at most that are asked of the socket's buffer at once
-FRAME = struct.Struct(">BHI")  # type, channel, size of the payload
 OVERHEAD = FRAME.size + 1  # bytes of a frame that are no payload
 KINDS = frozenset(
     {constants.FRAME_METHOD, constants.FRAME_HEADER, constants.FRAME_BODY, constants.FRAME_HEARTBEAT}

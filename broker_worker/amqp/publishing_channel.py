@@ -22,10 +22,10 @@ from pamqp.header import ContentHeader
 
 from broker_worker.amqp.channel import WRITER_IS_FULL, OwnChannel
 from broker_worker.amqp.properties import SHORT, EncodedProperties
+from broker_worker.amqp.safe_decoding import FRAME
 from broker_worker.errors import UnpublishableError
 
 LARGE_WRITE = 64 * 1024  # bytes of a body; such go one after the other, so that few copies are in memory
-FRAME = struct.Struct(">BHI")  # type, channel, size of the payload
 END = bytes((constants.FRAME_END,))
 PUBLISH = struct.pack(">IH", commands.Basic.Publish.index, 0)  # with the reserved ticket
 MANDATORY = b"\x01"

@@ -26,6 +26,7 @@ from pamqp.header import ContentHeader
 
 from broker_worker.errors import BrokerWorkerError
 
+FRAME = struct.Struct(">BHI")  # type, channel, size of the payload
 MAX_DEPTH = 16  # tables and arrays within each other; what is deeper is left out
 LARGE = 4096  # bytes of a header frame from which on pamqp's quadratic copying would show
 UNREADABLE = (
@@ -75,7 +76,7 @@ def verify_hooks() -> None:
     """Raise HooksError unless aiormq's reader survives a frame that pamqp alone can't decode."""
     properties = struct.pack(">H", 1 << 6) + b"\xff" * 8  # a timestamp of 2^64 - 1
     payload = struct.pack(">HHQ", commands.Basic.frame_id, 0, 7) + properties
-    frame = struct.pack(">BHI", constants.FRAME_HEADER, 1, len(payload)) + payload + constants.FRAME_END_CHAR
+    frame = FRAME.pack(constants.FRAME_HEADER, 1, len(payload)) + payload + constants.FRAME_END_CHAR
     try:
         _, _, header = _run(FrameReceiver(_Canned(frame)).get_frame())  # type: ignore[arg-type]  # reads as a stream does
     except (AMQPError, *UNREADABLE) as error:
