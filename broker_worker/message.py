@@ -230,7 +230,7 @@ def _message(
         not_after=not_after,
         deliver_at=deliver_at,
         headers=headers,
-        epoch=_epoch(properties),
+        epoch=read_epoch(properties),
     )
 
 
@@ -457,7 +457,8 @@ def _check_encoding(properties: Properties) -> None:
         raise ContractError(f"content_encoding {encoding[:40]!r} is not supported")
 
 
-def _epoch(properties: Properties) -> int:
+def read_epoch(properties: Properties) -> int:
+    """Read the epoch of a copy; 0 of a publisher's message."""
     value = properties.headers.get(EPOCH)
     if type(value) is not int:  # a bool is an int, too
         return 0

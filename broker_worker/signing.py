@@ -18,7 +18,6 @@ from functools import lru_cache
 from broker_worker.errors import ConfigurationError
 from broker_worker.message import (
     DELIVER_AT,
-    EPOCH,
     NOT_AFTER,
     TASK_ID,
     Message,
@@ -26,6 +25,7 @@ from broker_worker.message import (
     TaskId,
     Undecodable,
     Unidentified,
+    read_epoch,
 )
 from broker_worker.outcome import Failure, Reason
 from broker_worker.outgoing import Kind, Outgoing
@@ -137,7 +137,7 @@ class Signatures:
         return found if isinstance(found, Undecodable) else _refused(complaint, message)
 
     def _complaint(self, task: TaskId, properties: Properties, body: bytes) -> str | None:
-        epoch = _epoch(properties)
+        epoch = read_epoch(properties)
         key_name, name = (COPY_SIGNATURE_KEY, COPY_SIGNATURE) if epoch else (SIGNATURE_KEY, SIGNATURE)
         try:
             text = signed_text(task, properties, body)
@@ -166,7 +166,7 @@ def signed_copy(outgoing: Outgoing, keyring: Keyring) -> Outgoing:
 
     A message that goes back to its queue as it came is not ours to vouch for.
     """
-    if outgoing.kind is not Kind.COPY or not _epoch(outgoing.properties):
+    if outgoing.kind is not Kind.COPY or not read_epoch(outgoing.properties):
         return outgoing
     try:
         return signed(outgoing, keyring, names=(COPY_SIGNATURE_KEY, COPY_SIGNATURE))
@@ -199,7 +199,7 @@ def _covered(task: TaskId, properties: Properties) -> Iterator[tuple[str, object
     for name in (NOT_AFTER, DELIVER_AT, TENANT):
         if properties.headers.get(name) is not None:
             yield name, properties.headers[name]
-    if epoch := _epoch(properties):
+    if epoch := read_epoch(properties):
         yield "epoch", epoch
 
 
@@ -215,11 +215,6 @@ def _text(name: str, value: object) -> str:
             raise UnsignableError(
                 f"{name} is neither a line of text, a whole number nor a time: not to be signed"
             )
-
-
-def _epoch(properties: Properties) -> int:
-    value = properties.headers.get(EPOCH)
-    return value if type(value) is int and value > 0 else 0
 
 
 def _refused(detail: str, message: Message | None) -> Undecodable:
