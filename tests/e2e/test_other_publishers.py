@@ -21,7 +21,7 @@ from tests.e2e.conftest import Service
 ROOT = Path(__file__).parents[2]
 AMQPLIB = "2.3.1"
 SECONDS_TO_FETCH = 120
-SECONDS_TO_PUBLISH = 30
+SECONDS_TO_PUBLISH = 90
 
 # the first run on a machine installs programs
 pytestmark = pytest.mark.timeout(600)

@@ -58,7 +58,7 @@ def test_a_daemon_stopped_before_the_database_is_there_exits_at_once(service: Se
 
     worker.signal(signal.SIGTERM)
 
-    assert worker.wait(15) == 0
+    assert worker.wait(30) == 0
 
 
 def test_the_last_word_of_a_worker_is_that_it_is_dead(service: Service) -> None:

@@ -78,7 +78,7 @@ async def test_a_daemon_that_meets_a_differing_queue_ends(
     )
 
     with pytest.raises(TopologyError, match=r"\.q\.second exists"):
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             await consumption.run()
 
 

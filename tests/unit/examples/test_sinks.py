@@ -21,7 +21,7 @@ def send(address: str, task_id: str) -> None:
 def call(url: str, key: str) -> int:
     request = urllib.request.Request(url, data=b"{}", headers={"Idempotency-Key": key})
     try:
-        with urllib.request.urlopen(request, timeout=5) as response:
+        with urllib.request.urlopen(request, timeout=30) as response:
             return int(response.status)
     except urllib.error.HTTPError as error:
         error.close()

@@ -151,7 +151,7 @@ async def test_a_commit_can_get_lost_before_it_arrives(way: Way) -> None:
 
 
 async def until_lost(way: Way) -> None:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         while way.gate.carriers:
             await asyncio.sleep(0.01)
 

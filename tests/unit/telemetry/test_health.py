@@ -13,7 +13,7 @@ from broker_worker.telemetry.health import MAX_CONNECTIONS, Check, Health, Healt
 from broker_worker.telemetry.redaction import Redactor
 
 LOOPBACK = "127.0.0.1"
-WAIT = 10  # seconds; none of these tests waits for it
+WAIT = 30  # seconds; none of these tests waits for it
 
 
 class Loop:
