@@ -169,7 +169,9 @@ class Line:
                         self._is_busy = True
                         self._begins.put(begin)
                     case Answer() as answer:
-                        self._asked.pop(answer.number).set_result(answer)
+                        asked = self._asked.pop(answer.number)
+                        if asked.set_running_or_notify_cancel():  # else the handler has left it off
+                            asked.set_result(answer)
                     case _:
                         break
         finally:

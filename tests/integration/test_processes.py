@@ -302,6 +302,23 @@ async def test_a_plain_handler_reaches_the_same_hands(pool: ProcessPool) -> None
     assert [sent.message.task.queue for sent in hands.sent if isinstance(sent, SentTask)] == ["other"]
 
 
+async def test_the_answer_to_a_checkpoint_that_was_left_off_hurts_nobody(
+    pool: ProcessPool, tmp_path: Path
+) -> None:
+    left_off = tmp_path / "left off"
+
+    @dataclass
+    class SlowHands(Hands):
+        async def save(self, state: str) -> None:
+            await eventually("the handler has left off", left_off.exists)
+            await super().save(state)
+
+    hands = SlowHands()
+
+    assert await result(pool, "save_impatiently", {"path": str(left_off)}, hands=hands) == "saved"
+    assert hands.saved == ['"first"', '"second"']
+
+
 async def test_of_progress_in_a_loop_the_newest_counts(pool: ProcessPool) -> None:
     hands = Hands()
 

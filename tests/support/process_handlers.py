@@ -164,6 +164,18 @@ def reach_out_plainly(context: SyncContext) -> str:
     return context.send("elsewhere", queue="other", id="next")
 
 
+@registry.task("save_impatiently", process=True)
+async def save_impatiently(path: str, context: Context) -> str:
+    """Leave off a checkpoint, say so by a file, and make another."""
+    try:
+        async with asyncio.timeout(0):
+            await context.checkpoint("first")
+    except TimeoutError:
+        Path(path).write_text("left off")
+    await context.checkpoint("second")
+    return "saved"
+
+
 @registry.task("report_often", process=True)
 def report_often(context: SyncContext) -> None:
     for number in range(100_001):
