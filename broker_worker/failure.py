@@ -75,6 +75,13 @@ def clean(text: str, limit: int) -> str:
     return encoded[: limit - len(ELLIPSIS.encode())].decode(errors="ignore") + ELLIPSIS
 
 
+def printable(text: str) -> str:
+    """Show what would move the cursor, reorder the line or end it as an escape sequence."""
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
 def type_name(error: BaseException) -> str:
     """Name an error's class as its author wrote it."""
     try:

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from broker_worker.cli.output import print_json, printable
+from broker_worker.cli.output import print_json
+from broker_worker.failure import printable
 
 if TYPE_CHECKING:
     from broker_worker.store.queries import TaskSummary

@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING
 import typer
 
 from broker_worker.cli.commands import FAILED
-from broker_worker.cli.output import AsJson, print_json, printable
+from broker_worker.cli.output import AsJson, print_json
 from broker_worker.cli.session import load_settings
 from broker_worker.errors import BrokerWorkerError, TopologyError
+from broker_worker.failure import printable
 
 if TYPE_CHECKING:
     from broker_worker.settings import Settings

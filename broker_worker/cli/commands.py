@@ -7,8 +7,8 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
-from broker_worker.cli.output import printable
 from broker_worker.errors import BrokerWorkerError, ConfigurationError
+from broker_worker.failure import printable
 
 FAILED = 1
 MISUSED = 2

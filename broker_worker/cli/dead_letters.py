@@ -21,9 +21,9 @@ from broker_worker.cli.output import (
     print_fields,
     print_json,
     print_rows,
-    printable,
 )
 from broker_worker.cli.session import Actor, Name, Queue, parse_rate, with_database
+from broker_worker.failure import printable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -14,6 +14,8 @@ from typing import Annotated, Generic, TypeVar
 
 import typer
 
+from broker_worker.failure import printable
+
 T = TypeVar("T")
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, one object a line.")]
@@ -89,11 +91,6 @@ def shown(value: object) -> str:
     if isinstance(value, float):
         return f"{value:.3g}"
     return printable(str(value) if isinstance(value, str | int) else _text(value))
-
-
-def printable(text: str) -> str:
-    """Escape everything but printable characters."""
-    return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in text)
 
 
 def _json_escaped(character: str) -> str:

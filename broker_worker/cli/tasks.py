@@ -20,9 +20,9 @@ from broker_worker.cli.output import (
     print_fields,
     print_json,
     print_rows,
-    printable,
 )
 from broker_worker.cli.session import Actor, Name, Queue, parse_past, parse_span, with_database
+from broker_worker.failure import printable
 
 if TYPE_CHECKING:
     from broker_worker.store.audit import Verdict

@@ -18,7 +18,7 @@ from typing import TextIO, cast
 import structlog
 from structlog.stdlib import ProcessorFormatter
 
-from broker_worker.failure import describe
+from broker_worker.failure import describe, printable
 from broker_worker.telemetry.redaction import Redactor, plain
 
 # Libraries that talk too much: WARNING at least, whatever the level of the rest.
@@ -161,19 +161,12 @@ class Console:
 
     def __call__(self, logger: object, method: str, event: MutableMapping[str, object]) -> str:
         """Be the last structlog processor of the handler's formatter."""
-        shown = {escaped(name): _escaped_value(value) for name, value in event.items()}
+        shown = {printable(name): _escaped_value(value) for name, value in event.items()}
         for name in MANY_LINES:
             text = event.get(name)
             if isinstance(text, str):
-                shown[name] = "\n".join(f"    {escaped(line)}" for line in text.split("\n"))
+                shown[name] = "\n".join(f"    {printable(line)}" for line in text.split("\n"))
         return str(self._renderer(logger, method, shown))
-
-
-def escaped(text: str) -> str:
-    """Show what would move the cursor, reorder the line or end it as an escape sequence."""
-    if text.isprintable():
-        return text
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 class LastLine(logging.Formatter):
@@ -303,8 +296,8 @@ def _timestamp(record: logging.LogRecord) -> str:
 def _escaped_value(value: object) -> object:
     match value:
         case str():
-            return escaped(value)
+            return printable(value)
         case dict() | list():
-            return escaped(json.dumps(value, ensure_ascii=False))
+            return printable(json.dumps(value, ensure_ascii=False))
         case _:
             return value
