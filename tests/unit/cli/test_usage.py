@@ -11,6 +11,8 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from broker_worker.cli import app
+from broker_worker.cli.tasks import STATES
+from broker_worker.task import TaskState
 
 COMMANDS = (
     ("run",),
@@ -196,6 +198,10 @@ def test_a_plan_needs_no_broker() -> None:
 
     assert result.exit_code == 0
     assert "queue\tmine.q.email\t" in result.stdout
+
+
+def test_tasks_are_listed_by_any_state_there_is() -> None:
+    assert tuple(TaskState) == STATES
 
 
 def test_sql_and_grants_are_printed_without_a_database() -> None:
