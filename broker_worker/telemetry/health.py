@@ -86,10 +86,6 @@ class Health:
     def has_started(self) -> bool:
         return self._has_started
 
-    @property
-    def is_ready(self) -> bool:
-        return all(state.ok for state in self.states().values())
-
     def states(self) -> dict[Check, CheckState]:
         """Copy how every check stands at one moment."""
         with self._lock:
