@@ -132,10 +132,6 @@ class AmqpDelivery:
 
         Never raises, never waits.
         """
-        self.settle()
-
-    def settle(self) -> None:
-        """Ack without a coroutine."""
         if isinstance(self.body, UntakenBody):
             self._acker.set_aside(self._tag)
         else:
