@@ -9,7 +9,7 @@ import json
 import logging
 import re
 import sys
-from collections.abc import Callable, Iterable, Mapping, MutableMapping
+from collections.abc import Callable, Collection, Mapping, MutableMapping
 from contextlib import suppress
 from datetime import UTC, datetime
 from math import isfinite
@@ -52,16 +52,15 @@ def configure(
     *,
     log_format: str,
     stream: TextIO,
-    secrets: Iterable[str] = (),
     task_fields: Callable[[], Fields] = dict,
 ) -> Redactor:
     """Send every log line of this process to `stream`, from `level` (debug to error) on.
 
     `log_format` is json, console, or auto: console where `stream` is a terminal.
     `task_fields` gives what lines of the running handler carry. Comes back with what
-    masks `secrets`, so that it can learn more of them. Calling it again replaces the former call.
+    masks secrets, so that it can learn them. Calling it again replaces the former call.
     """
-    redactor = Redactor(secrets)
+    redactor = Redactor()
     render = Console(has_colors=stream.isatty()) if is_console(log_format, stream) else render_json
     handler = _Handler(stream)
     handler.setFormatter(_Formatter(Assembly(redactor, task_fields), render))
@@ -252,7 +251,7 @@ class _Handler(logging.StreamHandler[TextIO]):
             self.flush()
 
 
-def _is_from(names: Iterable[str], record: logging.LogRecord) -> bool:
+def _is_from(names: Collection[str], record: logging.LogRecord) -> bool:
     return record.name.partition(".")[0] in names
 
 

@@ -27,9 +27,9 @@ class Lines:
         secrets: tuple[str, ...] = (),
         task_fields: Callable[[], Mapping[str, object]] = dict,
     ) -> None:
-        self.redactor = configure(
-            level, log_format=log_format, stream=self.stream, secrets=secrets, task_fields=task_fields
-        )
+        self.redactor = configure(level, log_format=log_format, stream=self.stream, task_fields=task_fields)
+        for secret in secrets:
+            self.redactor.learn(secret)
 
     @property
     def text(self) -> str:
