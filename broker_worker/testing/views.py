@@ -151,9 +151,8 @@ def view_letter(letter: DeadLetter) -> LetterView:
 def view_sent(outgoing: Outgoing) -> SentView:
     """Look at a message that has left."""
     properties = outgoing.properties
-    exchange: str = getattr(outgoing, "exchange", None) or ""
     return SentView(
-        exchange,
+        outgoing.exchange or "",
         outgoing.routing_key,
         properties.correlation_id,
         dict(properties.headers),
