@@ -67,7 +67,7 @@ class Watched:
             self.loop.call_soon_threadsafe(step)
 
     def let_come(self) -> None:
-        asyncio.run_coroutine_threadsafe(self.gate.open(), self.loop).result(10)
+        asyncio.run_coroutine_threadsafe(self.gate.open(), self.loop).result(60)
 
     def verdict(self) -> Verdict:
         """Judge what was seen; nobody wrote a publisher's log, or waited for the end."""
@@ -130,7 +130,7 @@ def watched(service: Service) -> Iterator[Watched]:
         with service.running:
             yield run
     finally:
-        asyncio.run_coroutine_threadsafe(gate.close(), loop).result(10)
+        asyncio.run_coroutine_threadsafe(gate.close(), loop).result(60)
         loop.call_soon_threadsafe(loop.stop)
         thread.join()
         loop.close()
