@@ -514,4 +514,5 @@ def _arm_failpoints(emit: Emit) -> None:
 
 
 def _has_busy_threads() -> bool:
-    return any(thread.name.startswith("broker-worker-handler") for thread in threading.enumerate())
+    ours = ("broker-worker-handler", "asyncio_")  # the second are of asyncio.to_thread, in either loop
+    return any(thread.name.startswith(ours) for thread in threading.enumerate())

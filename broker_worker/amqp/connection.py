@@ -28,6 +28,7 @@ from broker_worker.amqp.failures import ConnectionUnusableError, describe, is_th
 from broker_worker.amqp.patience import Reports, keep_up
 from broker_worker.amqp.tls import TlsSockets
 from broker_worker.amqp.urls import address, broker_urls
+from broker_worker.cancellation import cancels
 from broker_worker.errors import BrokerUnavailableError, ConfigurationError
 from broker_worker.events import ConnectionChanged, Emit
 
@@ -264,8 +265,7 @@ async def _connect_to(url: URL, client_name: str) -> Connection:
 
 
 async def _serve_until_lost(connection: Connection, serve: Callable[[Connection], Awaitable[None]]) -> None:
-    task = asyncio.current_task()
-    cancels_on_entry = task.cancelling() if task else 0
+    cancels_before = cancels()
     try:
         async with asyncio.TaskGroup() as group:
             watches = [
@@ -276,7 +276,7 @@ async def _serve_until_lost(connection: Connection, serve: Callable[[Connection]
             for watch in watches:
                 watch.cancel()
     except BaseExceptionGroup as failures:
-        if task and task.cancelling() > cancels_on_entry:  # a group with errors forgets that it was cancelled
+        if cancels() > cancels_before:  # a group with errors forgets that it was cancelled
             raise asyncio.CancelledError from failures
         raise _the_one(failures) from failures
 

@@ -11,6 +11,7 @@ import aiormq
 from aiormq.exceptions import ChannelInvalidStateError
 from pamqp.exceptions import PAMQPException
 
+from broker_worker.cancellation import cancels
 from broker_worker.errors import BrokerUnavailableError, TopologyError
 
 LIBRARY = (
@@ -53,17 +54,18 @@ def translated(what: str) -> Iterator[None]:
 
     On the loss of a connection aiormq rejects whoever waits with the cause, which
     may be `CancelledError` or a bare `Exception`. Only a cancellation of our own
-    task is passed on as one.
+    task is passed on as one, and always, whatever the library makes of it.
     """
-    task = asyncio.current_task()
-    cancels_on_entry = task.cancelling() if task else 0
+    cancels_before = cancels()
     try:
         yield
     except asyncio.CancelledError as error:
-        if task and task.cancelling() > cancels_on_entry:
+        if cancels() > cancels_before:
             raise
         raise BrokerUnavailableError(f"{what}: the connection was lost") from error
     except Exception as error:
+        if cancels() > cancels_before:
+            raise asyncio.CancelledError from error
         if not is_the_brokers(error):
             raise
         raise BrokerUnavailableError(f"{what}: {describe(error)}") from error

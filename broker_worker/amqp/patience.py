@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable
 
 from tenacity import AsyncRetrying, retry_if_exception_type, wait_random_exponential
 
+from broker_worker.cancellation import cancels
 from broker_worker.errors import BrokerUnavailableError
 
 FIRST_PAUSE, LONGEST_PAUSE = 0.5, 5.0  # seconds between tries: a broker that is back is noticed within them
@@ -35,13 +36,11 @@ async def keep_up(live: Callable[[], Awaitable[None]], stopped: asyncio.Event) -
 async def _one_life(live: Callable[[], Awaitable[None]], stopped: asyncio.Event) -> bool:
     """Say whether this was the last one; raise if it was too short to go on at once."""
     began = time.monotonic()
-    task = asyncio.current_task()
-    cancels_on_entry = task.cancelling() if task else 0
+    cancels_before = cancels()
     try:
         await live()
     except BrokerUnavailableError as error:
-        # Python 3.11's wait_for, which the library uses, drops a cancellation that comes with an error
-        if task and task.cancelling() > cancels_on_entry:
+        if cancels() > cancels_before:
             raise asyncio.CancelledError from error
         if stopped.is_set():
             return True

@@ -30,6 +30,7 @@ from sqlalchemy.exc import DBAPIError, InterfaceError, SQLAlchemyError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
+from broker_worker.cancellation import cancels
 from broker_worker.encryption import SYSTEM
 from broker_worker.errors import ConfigurationError, StoreBusyError, StoreDataError, StoreUnavailableError
 
@@ -38,6 +39,7 @@ LOCK_TIMEOUT = timedelta(seconds=2)
 CONNECT_TIMEOUT = timedelta(seconds=10)
 POOL_TIMEOUT = timedelta(seconds=10)
 COMMAND_TIMEOUT = timedelta(seconds=15)  # the client's own bound, for a server that does not answer at all
+LONG_COMMAND_TIMEOUT = timedelta(days=1)
 
 # libpq's own parameters that asyncpg would send to the server as settings, and poolers refuse
 CLIENT_ONLY = frozenset(
@@ -214,8 +216,9 @@ class HandlersConnection(asyncpg.Connection):  # type: ignore[misc]  # the drive
 class Database:
     """An engine with a bounded pool, and transactions with limits."""
 
-    def __init__(self, engine: AsyncEngine, schema: str) -> None:
+    def __init__(self, engine: AsyncEngine, schema: str, reveal_url: Callable[[], str]) -> None:
         self._engine = engine
+        self._reveal_url = reveal_url
         self._compiled: dict[TextClause, tuple[str, Sequence[str]]] = {}
         self.schema = quoted(schema)
         self.schema_name = schema
@@ -255,7 +258,18 @@ class Database:
         event.listen(engine.sync_engine, "handle_error", _leave_what_is_read_only)
         if is_handlers:
             event.listen(engine.sync_engine, "connect", _keep_no_statements_behind_a_pooler)
-        return cls(engine, schema)
+        return cls(engine, schema, reveal_url)
+
+    @contextlib.asynccontextmanager
+    async def unhurried(self) -> AsyncIterator[Database]:
+        """Open the same once more, with a connection whose statements may take their time: to migrate."""
+        database = Database.open(
+            self._reveal_url, schema=self.schema_name, pool_size=1, command_timeout=LONG_COMMAND_TIMEOUT
+        )
+        try:
+            yield database
+        finally:
+            await database.close()
 
     def connect(self) -> AsyncConnection:
         """Offer a connection whose errors are the driver's; the caller begins and closes."""
@@ -325,10 +339,13 @@ class Database:
 
 @contextlib.contextmanager
 def _translated() -> Iterator[None]:
-    """Make errors of ours of the driver's."""
+    """Make errors of ours of the driver's, and the cancellation that it was where one provoked them."""
+    cancels_before = cancels()
     try:
         yield
     except FAULTS as error:
+        if cancels() > cancels_before:
+            raise asyncio.CancelledError from error
         if sqlstate(error) == LOCK_NOT_AVAILABLE:
             raise StoreBusyError(first_line(error)) from error
         if (detail := unavailability(error)) is not None:
@@ -401,6 +418,15 @@ def split_url(url: str) -> str:
     return urlunsplit(parts._replace(query=urlencode(query)))
 
 
+def _turned(url: str, turns: int) -> str:
+    """Move the first so many of a URL's hosts to the end."""
+    parts = urlsplit(url)
+    before, at, after = parts.netloc.rpartition("@")
+    hosts = after.split(",")
+    turns %= len(hosts)
+    return urlunsplit(parts._replace(netloc=before + at + ",".join(hosts[turns:] + hosts[:turns])))
+
+
 def tls_of(url: str) -> ssl.SSLContext | None:
     """Do for TLS what the driver leaves undone: libpq's `sslrootcert=system`, and errors that name the file.
 
@@ -441,34 +467,47 @@ def connector(
     kind: type[HandlersConnection | LimitedConnection] = HandlersConnection
     if command_timeout is not None:
         kind = WorkersConnection if by_index else LimitedConnection
+    turns = 0
 
     async def connect(*_args: object, **_kwargs: object) -> asyncpg.Connection:
+        nonlocal turns
         try:
             url = reveal_url()
         except ConfigurationError as error:  # it was there at the start: its file is being replaced
             raise StoreUnavailableError(str(error)) from error
         try:
-            connection = await asyncpg.connect(
-                split_url(url),
-                ssl=tls_of(url),
-                timeout=CONNECT_TIMEOUT.total_seconds(),
-                command_timeout=command_timeout.total_seconds() if command_timeout else None,
-                connection_class=kind,
-                statement_cache_size=0,
-                server_settings={"application_name": application},
-            )
-            await _settled(connection)
-        except ssl.SSLCertVerificationError as error:  # which is also a ValueError
-            raise StoreUnavailableError(f"its certificate is refused: {error.verify_message}") from error
-        except ClientConfigurationError as error:
-            raise ConfigurationError(f"the database URL can't be used: {first_line(error)}") from error
-        except (ValueError, OverflowError):  # their texts hold what was taken for a port: half a password
-            raise ConfigurationError(UNREADABLE) from None
-        except DriverError as error:  # whatever it is that keeps us out may be over at the next try
-            raise StoreUnavailableError(f"{sqlstate(error)}: {first_line(error)}") from error
+            with _explained():
+                connection = await asyncpg.connect(
+                    _turned(split_url(url), turns),
+                    ssl=tls_of(url),
+                    timeout=CONNECT_TIMEOUT.total_seconds(),
+                    command_timeout=command_timeout.total_seconds() if command_timeout else None,
+                    connection_class=kind,
+                    statement_cache_size=0,
+                    server_settings={"application_name": application},
+                )
+                await _settled(connection)
+        except TimeoutError:
+            turns += 1  # the driver has one limit for all hosts: who says nothing is asked last the next time
+            raise
         return connection
 
     return connect
+
+
+@contextlib.contextmanager
+def _explained() -> Iterator[None]:
+    """Say which errors of a connect are the URL's fault, and quote nothing of it."""
+    try:
+        yield
+    except ssl.SSLCertVerificationError as error:  # which is also a ValueError
+        raise StoreUnavailableError(f"its certificate is refused: {error.verify_message}") from error
+    except ClientConfigurationError as error:
+        raise ConfigurationError(f"the database URL can't be used: {first_line(error)}") from error
+    except (ValueError, OverflowError):  # their texts hold what was taken for a port: half a password
+        raise ConfigurationError(UNREADABLE) from None
+    except DriverError as error:  # whatever it is that keeps us out may be over at the next try
+        raise StoreUnavailableError(f"{sqlstate(error)}: {first_line(error)}") from error
 
 
 async def _is_direct(connection: asyncpg.Connection) -> bool:

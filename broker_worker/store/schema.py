@@ -33,7 +33,7 @@ async def migrate(database: Database) -> None:
     from broker_worker.store.migration import upgrade  # noqa: PLC0415 - 70 ms, and often not needed
 
     try:
-        async with database.transaction() as connection:
+        async with database.unhurried() as unhurried, unhurried.transaction() as connection:
             await connection.exec_driver_sql(
                 "SELECT set_config('statement_timeout', '0', true), set_config('lock_timeout', '60s', true)"
             )

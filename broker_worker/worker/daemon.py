@@ -10,12 +10,13 @@ worker is dead". A second signal goes straight to "cancel and release".
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Collection, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 from functools import partial
 from typing import Any, Protocol
 
+from broker_worker.cancellation import cancel, cancels
 from broker_worker.errors import UnavailableError
 from broker_worker.events import Emit, LifecycleChanged, ServiceFailed
 from broker_worker.outcome import Released
@@ -30,7 +31,6 @@ PUBLISH_WAIT = timedelta(seconds=2)  # for what is owed to be confirmed; the res
 GOODBYE_WAIT = timedelta(seconds=1)
 CLOSE_WAIT = timedelta(seconds=2)
 LET_GO_WAIT = timedelta(seconds=6)  # for handlers' resources and children, all together
-CANCEL_INTERVAL = 3.0  # seconds for one that is cancelled to end, before it is cancelled again
 END_WAIT = timedelta(seconds=15)  # for all that follows the grace; then the process leaves as it is
 REPORT_INTERVAL = timedelta(minutes=1)  # between two lines about a database that is not there
 
@@ -198,8 +198,8 @@ class Daemon:
                 self._emit(LifecycleChanged("serving"))
                 await self._signals.stop.wait()
                 await self._end()
-                await _cancel(serving)
-            await _cancel(writing)
+                await cancel(serving)
+            await cancel(writing)
 
     async def _guarded(self, job: Job) -> None:
         """Run a part of the daemon; if it fails, all stop in their order and `run` raises the error."""
@@ -215,8 +215,8 @@ class Daemon:
 
     async def _see_to_the_end(self) -> None:
         """Once asked to stop, have the process leave when that takes too long: whatever hangs, hangs."""
-        await self._signals.stop.wait()
         try:
+            await self._signals.stop.wait()
             async with asyncio.timeout(self._grace.total_seconds()):
                 await self._signals.hurry.wait()
         except TimeoutError:
@@ -273,19 +273,14 @@ class Daemon:
 
     async def _within(self, limit: timedelta, step: Awaitable[None]) -> None:
         """Give a step of the end its time and no more: nothing that it does is needed for safety."""
+        cancels_before = cancels()
         try:
             async with asyncio.timeout(limit.total_seconds()):
                 await step
-        except Exception as error:  # noqa: BLE001 - the next steps of the end are to come, whatever it is
+        except (Exception, asyncio.CancelledError) as error:
+            if cancels() > cancels_before:
+                raise
             self._emit(LifecycleChanged("cut_short", f"{type(error).__name__}: {error}"))
-
-
-async def _cancel(tasks: Collection[asyncio.Task[None]]) -> None:
-    """Cancel, and again where that was not heard: a library may give its own error in answer and live on."""
-    while pending := [task for task in tasks if not task.done()]:
-        for task in pending:
-            task.cancel()
-        await asyncio.wait(pending, timeout=CANCEL_INTERVAL)
 
 
 def _expire(limit: asyncio.Timeout, _: object) -> None:

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Callable, Collection, Mapping
 from contextlib import AbstractAsyncContextManager, suppress
 
+from broker_worker.cancellation import cancels
 from broker_worker.errors import BrokerWorkerError, ConfigurationError
 from broker_worker.handler import Handler, Way
 from broker_worker.registry import Registry
@@ -59,11 +60,14 @@ class Resources:
         self._open.clear()
         self._instance_by_name.clear()
         faults = []
+        cancels_before = cancels()
         while self._closers:
             try:
                 async with asyncio.timeout(CLOSE_LIMIT):
                     await self._closers.pop().__aexit__(None, None, None)
-            except Exception as error:  # noqa: BLE001 - the others are to be closed, whatever it is
+            except (Exception, asyncio.CancelledError) as error:
+                if cancels() > cancels_before:
+                    raise
                 faults.append(_short(error))
         if faults:
             raise ResourceError(f"resources can't be closed: {'; '.join(faults)}")
@@ -110,5 +114,5 @@ class Resources:
             raise ResourceError(f"the handler of {handler.name!r} can't be made: {_short(error)}") from error
 
 
-def _short(error: Exception) -> str:
+def _short(error: BaseException) -> str:
     return f"{type(error).__name__}: {' '.join(str(error).split())[:500]}"

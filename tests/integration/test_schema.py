@@ -113,6 +113,24 @@ async def test_several_may_migrate_at_once(database_url: str, fresh: Database) -
         await database.close()
 
 
+async def test_a_migration_takes_longer_than_any_other_command_may(database_url: str) -> None:
+    hurried = Database.open(
+        lambda: database_url, schema="fresh", pool_size=1, command_timeout=timedelta(seconds=1)
+    )
+    other = await asyncpg.connect(database_url)
+    await other.execute(f"SELECT pg_advisory_lock({LOCK_KEY})")
+
+    migration = asyncio.ensure_future(migrate(hurried))
+    await asyncio.wait({migration}, timeout=3)
+    was_done = migration.done()
+    await other.close()
+    await migration
+
+    assert not was_done
+    assert await check_schema(hurried) == NEWEST
+    await hurried.close()
+
+
 async def test_a_migration_that_is_not_needed_waits_for_no_other(database_url: str, fresh: Database) -> None:
     await migrate(fresh)
     connection = await asyncpg.connect(database_url)

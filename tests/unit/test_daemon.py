@@ -9,6 +9,8 @@ from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from uuid import UUID
 
+import pytest
+
 from broker_worker.events import Event, LifecycleChanged, ServiceFailed
 from broker_worker.message import Message, TaskId
 from broker_worker.outcome import Outcome
@@ -308,3 +310,35 @@ async def test_a_service_that_does_not_hear_its_cancellation_is_cancelled_again(
 
     assert len(heard) == 3
     assert heard[-1] - heard[0] < 10
+
+
+@in_virtual_time
+async def test_a_step_that_ends_as_cancelled_keeps_the_next_from_nothing() -> None:
+    end = End()
+
+    async def awaits_what_it_has_cancelled() -> None:
+        raise asyncio.CancelledError
+
+    end.parts = replace(end.parts, let_go=(awaits_what_it_has_cancelled,))
+
+    assert await end.run() == 0
+
+    assert end.done == ["prepare", "publish_rest", "leave", "close"]
+
+
+@in_virtual_time
+async def test_an_end_that_hangs_after_a_start_that_failed_is_left_all_the_same() -> None:
+    end = End()
+    left: list[float] = []
+
+    async def fail() -> None:
+        await asyncio.sleep(1)
+        raise RuntimeError("a resource can't be opened")
+
+    end.parts = replace(end.parts, prepare=fail, leave_at_once=lambda: left.append(end.clock.monotonic()))
+
+    with pytest.raises(RuntimeError):
+        await end.run(asks=False)
+    await asyncio.sleep(60)
+
+    assert len(left) == 1

@@ -41,9 +41,49 @@ KNOWN = known()
 
 def made_of(error: Exception) -> Exception:
     """Return what one of our statements raises when the driver raises `error`."""
-    with pytest.raises(Exception) as raised, database._translated():  # noqa: PT011 - which it is, is asked for
-        raise error
+
+    async def fail() -> None:
+        with database._translated():
+            raise error
+
+    with pytest.raises(Exception) as raised:  # noqa: PT011 - which it is, is asked for
+        asyncio.run(fail())
     return raised.value
+
+
+@in_virtual_time
+async def test_a_cancellation_that_the_driver_answers_with_an_error_stays_one() -> None:
+    async def roll_back_on_a_lost_connection() -> None:
+        with database._translated():
+            try:
+                await asyncio.sleep(3600)
+            finally:
+                raise asyncpg.InterfaceError("the connection is closed")
+
+    running = asyncio.ensure_future(roll_back_on_a_lost_connection())
+    await asyncio.sleep(1)
+    running.cancel()
+
+    with pytest.raises(asyncio.CancelledError):
+        await running
+
+
+@in_virtual_time
+async def test_a_host_that_says_nothing_is_asked_last_the_next_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    async def connect(url: str, **_: object) -> Silent:
+        asked.append(url.partition("@")[2])
+        raise TimeoutError
+
+    monkeypatch.setattr(asyncpg, "connect", connect)
+    open_one = database.connector(lambda: "postgresql://u:p@one:1,[::1]:2,three/x", "a test")
+
+    for _ in range(4):
+        with pytest.raises(TimeoutError):
+            await open_one()
+
+    assert asked == ["one:1,[::1]:2,three/x", "[::1]:2,three,one:1/x", "three,one:1,[::1]:2/x", asked[0]]
 
 
 def test_the_driver_knows_all_that_is_waited_for() -> None:

@@ -288,3 +288,28 @@ async def test_a_resource_that_hangs_in_its_close_keeps_no_other_open() -> None:
         await resources.close()
 
     assert closed == ["pool"]
+
+
+@in_virtual_time
+async def test_a_resource_whose_close_ends_as_cancelled_keeps_no_other_open() -> None:
+    closed: list[str] = []
+    registry = Registry()
+
+    @registry.resource
+    async def pool() -> AsyncIterator[Pool]:
+        yield Pool()
+        closed.append("pool")
+
+    @registry.resource
+    async def client(_pool: Pool) -> AsyncIterator[Client]:
+        poller = asyncio.create_task(asyncio.sleep(3600))
+        yield Client()
+        poller.cancel()
+        await poller
+
+    resources = Resources(registry)
+    await resources.open()
+    with pytest.raises(ResourceError, match="can't be closed: CancelledError"):
+        await resources.close()
+
+    assert closed == ["pool"]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import aiormq
 import pytest
 from aiormq.channel import exception_by_code as of_channel
@@ -13,6 +15,7 @@ from pamqp.exceptions import CLASS_MAPPING
 from broker_worker.amqp.failures import is_missing, is_the_brokers, reply_code, translated
 from broker_worker.amqp.publishing_channel import ReturnedError
 from broker_worker.errors import BrokerUnavailableError, TopologyError
+from broker_worker.testing.clock import in_virtual_time
 
 OF_CHANNEL = (311, 313, 403, 404, 405, 406)
 OF_CONNECTION = (320, 402, 501, 502, 503, 504, 505, 506, 530, 540, 541)
@@ -62,6 +65,23 @@ async def test_the_code_outlives_the_translation() -> None:
         raise aiormq.ChannelAccessRefused("no")
 
     assert (reply_code(caught.value), is_missing(caught.value)) == (403, False)
+
+
+@in_virtual_time
+async def test_a_cancellation_that_the_library_answers_with_an_error_stays_one() -> None:
+    async def connect() -> None:
+        with translated("connecting"):
+            try:
+                await asyncio.sleep(3600)
+            finally:
+                raise aiormq.AMQPConnectionError("refused")
+
+    connecting = asyncio.ensure_future(connect())
+    await asyncio.sleep(1)
+    connecting.cancel()
+
+    with pytest.raises(asyncio.CancelledError):
+        await connecting
 
 
 def test_a_wrong_password_is_no_reason_to_stop_asking() -> None:
