@@ -81,9 +81,8 @@ def main() -> None:
     if start is None:
         return
     configure(start.log_level, log_format=start.log_format, stream=sys.stdout, task_fields=task_fields)
-    with closing(
-        asyncio.Runner()
-    ) as runner:  # entered, it would begin a loop, which plain handlers don't need
+    # entered, the runner would begin a loop, which plain handlers don't need
+    with closing(asyncio.Runner()) as runner:
         try:
             bench = Bench.open(start, line, runner)
         except BrokerWorkerError as error:

@@ -91,9 +91,8 @@ class Payload:
 def refusal(reason: Reason, error_type: str, message: str) -> Refusal:
     """Build the refusal of a body or a result."""
     text = clean(message, 1024)
-    kind = fingerprint(
-        reason, error_type, re.sub("[0-9]+", "0", text)
-    )  # list positions differ, the fault not
+    # list positions differ, the fault not
+    kind = fingerprint(reason, error_type, re.sub("[0-9]+", "0", text))
     return Refusal(reason, Failure(error_type, text, fingerprint=kind))
 
 

@@ -171,9 +171,8 @@ def signed_copy(outgoing: Outgoing, keyring: Keyring) -> Outgoing:
     try:
         return signed(outgoing, keyring, names=(COPY_SIGNATURE_KEY, COPY_SIGNATURE))
     except UnsignableError:
-        return (
-            outgoing  # of a queue that asks for no signatures: nothing that can't be signed got into another
-        )
+        # of a queue that asks for no signatures: nothing that can't be signed got into another
+        return outgoing
 
 
 def signed_text(task: TaskId, properties: Properties, body: bytes) -> bytes:

@@ -34,9 +34,8 @@ from broker_worker.errors import BrokerUnavailableError, TopologyError
 from broker_worker.events import ConsumerChanged, Emit, TopologyRepaired
 
 START_DEADLINE = 15.0  # seconds to open a channel and begin to consume
-LOOK_INTERVAL = (
-    8.0  # seconds between two looks at whether the broker knows our consumers, give or take a tenth
-)
+# seconds between two looks at whether the broker knows our consumers, give or take a tenth
+LOOK_INTERVAL = 8.0
 BIND_EVERY = 3  # looks; what was bound stays so as a rule
 LOOK_DEADLINE = 5.0  # seconds for one look
 CLOSE_DEADLINE = 5.0  # seconds to close one channel

@@ -90,14 +90,8 @@ def decode_properties(header: bytes) -> Properties:
     """
     try:
         found = _decode_common(header)
-    except (
-        LookupError,
-        ValueError,
-        OverflowError,
-        OSError,
-        struct.error,
-    ):  # UnicodeDecodeError is a ValueError
-        found = None
+    except (LookupError, ValueError, OverflowError, OSError, struct.error):
+        found = None  # a UnicodeDecodeError is a ValueError
     return found if found is not None else read_properties(decode_header(header))
 
 

@@ -67,9 +67,6 @@ stats.add_to(app)
 
 def main() -> None:
     """Run one command and exit: 0 done, 1 a check failed or nothing fits, 2 wrong usage or settings."""
-    for library in (
-        "aiormq",
-        "aio_pika",
-    ):  # a failure is one line of ours; `run` sets up its logs
+    for library in ("aiormq", "aio_pika"):  # a failure is one line of ours; `run` sets up its logs
         logging.getLogger(library).setLevel(logging.CRITICAL)
     app()

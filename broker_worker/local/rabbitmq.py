@@ -22,9 +22,8 @@ if TYPE_CHECKING:
 
 # The program itself: the wrapper in /usr/sbin insists on the user rabbitmq.
 DEBIAN_PROGRAM = Path("/usr/lib/rabbitmq/bin/rabbitmq-server")
-PLUGINS = (
-    "rabbitmq_management",
-)  # its HTTP API makes a virtual host in milliseconds; rabbitmqctl takes a second
+# Its HTTP API makes a virtual host in milliseconds; rabbitmqctl takes a second.
+PLUGINS = ("rabbitmq_management",)
 SECONDS_TO_START = 90.0  # about 7 on an idle machine of two cores
 SECONDS_TO_STOP = 30.0
 SECONDS_PER_COMMAND = 60.0

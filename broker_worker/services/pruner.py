@@ -12,9 +12,8 @@ from broker_worker.ports import Clock
 
 INTERVAL = timedelta(minutes=1)
 STATEMENTS = 500  # of each kind in one turn, 1000 rows each
-PAUSE = (
-    9.0  # times as long as the statement took: deleting takes a tenth of a connection, and of a core at most
-)
+# times as long as the statement took: deleting takes a tenth of a connection, and of a core at most
+PAUSE = 9.0
 
 
 class Pruned(Protocol):

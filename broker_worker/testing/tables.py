@@ -16,10 +16,8 @@ from broker_worker.reply import reply_outgoing
 from broker_worker.step import AttemptRecord, Step, step_of_cancel
 from broker_worker.task import TERMINAL, Task, TaskState
 
-PROMPTNESS = timedelta(
-    minutes=2
-)  # as in store/, which this package must not import: the contract suites compare
-
+# as in store/, which this package must not import: the contract suites compare
+PROMPTNESS = timedelta(minutes=2)
 OPERATOR = UUID(int=0)  # no worker
 
 
