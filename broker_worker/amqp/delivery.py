@@ -57,14 +57,22 @@ class Acker:
             self._flush = self._channel.loop.call_soon(self.flush)
 
     def release(self, tag: int) -> None:
-        """Give `tag` back to its queue at once, or never: a later ack of more must not pass it by."""
+        """Give `tag` back to its queue at once.
+
+        Where there is no room for the frame it stays open, so that no later ack with `multiple` takes it
+        along.
+        """
         is_open = tag in self._open and self._channel.is_alive
         if is_open and self._channel.send(commands.Basic.Nack(tag, requeue=True)):
             del self._open[tag]
             self._changed()
 
     def set_aside(self, tag: int) -> None:
-        """Have the broker dead-letter `tag`, soon or never: a later ack of more must not pass it by."""
+        """Have the broker dead-letter `tag`.
+
+        Where there is no room for the frame it is tried again, and stays open, so that no later ack with
+        `multiple` takes it along.
+        """
         if tag not in self._open or not self._channel.is_alive:
             return
         if self._channel.send(commands.Basic.Nack(tag, requeue=False)):

