@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-import socket
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -18,6 +17,7 @@ import asyncpg
 from rich.console import Console
 
 from broker_worker.local import LocalServerError, Servers, local_servers
+from broker_worker.local.network import free_ports
 from examples.demo.accounting import Identity, Published, is_settled, problems, totals
 from examples.demo.facts import (
     SALES,
@@ -128,19 +128,12 @@ def worker_environment(servers: Servers, folder: Path, *, smtp: str, webhook_url
         "BROKER_WORKER_UNKNOWN_TASK_GRACE": "3s",
         "BROKER_WORKER_MAX_BODY_BYTES": "64KiB",
         "BROKER_WORKER_SHUTDOWN_GRACE": "3s",
-        "BROKER_WORKER_HTTP_BIND": f"{LOOPBACK}:{free_port()}",
+        "BROKER_WORKER_HTTP_BIND": f"{LOOPBACK}:{free_ports(1)[0]}",
         "DEMO_DATABASE_URL": servers.database_url,
         "DEMO_FOLDER": str(folder),
         "DEMO_SMTP": smtp,
         "DEMO_WEBHOOK_URL": webhook_url,
     }
-
-
-def free_port() -> int:
-    """A port that nothing uses at the moment."""
-    with socket.socket() as probe:
-        probe.bind((LOOPBACK, 0))
-        return int(probe.getsockname()[1])
 
 
 async def run_command(
