@@ -36,7 +36,7 @@ class Cancels:
         running: Callable[[], Collection[tuple[int, int]]],
         stop: Callable[[tuple[int, int]], None],
     ) -> None:
-        """Prepare; `stop` is called at each look, so it does nothing for a run that was asked before."""
+        """Prepare; `stop` is called at each look: it is for it to know which runs were asked before."""
         self._requests = requests
         self._running = running
         self._stop = stop

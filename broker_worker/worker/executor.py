@@ -172,9 +172,14 @@ class Executor:
     ) -> ChildProcess | None:
         """Get what the attempt needs; asked to end meanwhile, go on without it."""
         waiting = asyncio.timeout(None)
-        hands.stop.tell(lambda: waiting.reschedule(self._loop.time()))
+
+        def leave_off() -> None:
+            if not waiting.expired():  # one that is may not be moved any more
+                waiting.reschedule(self._loop.time())
+
         try:
             async with waiting:
+                hands.stop.tell(leave_off)
                 return await self._equip(handler, claim, hands, left=left, stack=stack)
         except TimeoutError:
             if not waiting.expired():

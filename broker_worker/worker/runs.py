@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -10,6 +11,8 @@ from broker_worker.ports import Delivery
 from broker_worker.step import Claim
 from broker_worker.task import Holder
 from broker_worker.worker.stop import Stop, StopReason
+
+CANCEL_INTERVAL = 5.0  # seconds for a run that an operator cancels to end, before it is asked again
 
 
 @dataclass(slots=True)
@@ -21,6 +24,7 @@ class Run:
     origin: Delivery
     outcome: Outcome | None = None  # what the handler led to, while it is not recorded yet
     stop: Stop = field(default_factory=Stop)
+    cancelled_at: float | None = None  # by the event loop's time
 
 
 class Runs:
@@ -64,9 +68,16 @@ class Runs:
         return run.stop if run is not None else Stop()
 
     def cancel(self, key: int, epoch: int) -> None:
-        """Ask a run to end because an operator wants it so; one that is over is left alone."""
+        """Ask a run to end because an operator wants it so, and again where that was not heard.
+
+        Called at each look at the rows. One that is over, or ends for another reason, is left alone.
+        """
         run = self._run_by_claim.get((key, epoch))
-        if run is not None and run.stop.reason is None:
+        if run is None or run.stop.reason not in {None, StopReason.CANCELLED}:
+            return
+        now = asyncio.get_running_loop().time()
+        if run.cancelled_at is None or now - run.cancelled_at >= CANCEL_INTERVAL:
+            run.cancelled_at = now
             run.stop.ask(StopReason.CANCELLED)
 
     def conclude(self, claim: Claim, outcome: Outcome) -> None:

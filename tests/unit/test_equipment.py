@@ -195,6 +195,28 @@ async def test_a_cancel_ends_the_wait_for_a_transactions_connection() -> None:
 
 
 @in_virtual_time
+async def test_an_attempt_that_is_asked_again_while_it_leaves_off_its_wait_ends_as_cancelled() -> None:
+    class Slow(Adapter):
+        @asynccontextmanager
+        async def open(self, _: Claim, *, limit: timedelta) -> AsyncIterator[Transaction]:
+            assert limit > timedelta(0)
+            try:
+                await asyncio.sleep(3600)
+            finally:
+                await asyncio.sleep(10)
+            yield self.transaction
+
+    scene, stop, loop = Scene(Slow(), way="transaction"), Stop(), asyncio.get_running_loop()
+    complaints: list[object] = []
+    loop.set_exception_handler(lambda _, complaint: complaints.append(complaint))
+    for moment in (3, 8):
+        loop.call_later(moment, stop.ask, StopReason.CANCELLED)
+
+    assert await scene.execute(stop=stop) == Cancelled()
+    assert complaints == []
+
+
+@in_virtual_time
 async def test_the_wait_for_a_transactions_connection_is_no_part_of_the_attempts_time() -> None:
     scene = Scene(Adapter(entering=iter([StoreUnavailableError("away")] * 100)), way="transaction")
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import asyncio
 from dataclasses import dataclass, field, replace
 from uuid import UUID
 
@@ -7,7 +8,9 @@ from broker_worker.message import Message, Properties, TaskId
 from broker_worker.outcome import Cancelled, Succeeded
 from broker_worker.step import Claim
 from broker_worker.task import Holder, Poisoning, Task, TaskState
-from broker_worker.worker.runs import Runs
+from broker_worker.testing.clock import in_virtual_time
+from broker_worker.worker.runs import CANCEL_INTERVAL, Runs
+from broker_worker.worker.stop import StopReason
 
 MESSAGE = Message(TaskId("email", "email.send", "m-1"), b"{}")
 ROW = Task(7, MESSAGE.task, TaskState.RUNNING, 1, 3, 5, UUID(int=1), b"")
@@ -101,3 +104,31 @@ def test_a_run_is_found_by_the_delivery_that_claimed_and_by_the_one_that_took_it
     assert runs.led_to_by(second) is run
     assert runs.led_to_by(Arrived()) is None
     assert run.origin is first
+
+
+@in_virtual_time
+async def test_a_run_that_an_operator_cancels_is_asked_again_and_not_at_each_look() -> None:
+    runs, told = Runs(), list[float]()
+    runs.remember(CLAIM, Arrived())
+    loop = asyncio.get_running_loop()
+    runs.stop_of(CLAIM).tell(lambda: told.append(loop.time()))  # where `asyncio.wait_for` drops it, for one
+
+    for _ in range(12):
+        runs.cancel(7, 5)
+        await asyncio.sleep(1)
+
+    assert told == [0, CANCEL_INTERVAL, 2 * CANCEL_INTERVAL]
+
+
+@in_virtual_time
+async def test_a_run_that_is_asked_for_another_reason_is_left_alone_by_an_operators_cancel() -> None:
+    runs, told = Runs(), list[str]()
+    runs.remember(CLAIM, Arrived())
+    runs.stop_of(CLAIM).ask(StopReason.TIMEOUT)
+    runs.stop_of(CLAIM).tell(lambda: told.append("told"))
+
+    for _ in range(12):
+        runs.cancel(7, 5)
+        await asyncio.sleep(1)
+
+    assert told == ["told"]
