@@ -76,7 +76,7 @@ def test_a_missing_extra_is_one_line_that_says_how_to_get_it(monkeypatch: pytest
     result = invoke("--handlers", "jobs")
 
     assert result.exit_code == 2
-    assert the_line(result).endswith("pip install 'broker-worker[local]'")
+    assert the_line(result).endswith("pip install '.[local]' in a clone")
 
 
 def test_the_users_settings_win_over_ours_and_options_over_both() -> None:
