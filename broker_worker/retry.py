@@ -145,6 +145,11 @@ def follow_up(
     return Postponed(delay, failure, code)
 
 
+def says_what_follows(error: BaseException) -> bool:
+    """Say whether a handler asks by `error` itself for what is to follow: `Retry` or `GiveUp`."""
+    return isinstance(_only_member(error), Retry | GiveUp)
+
+
 def as_duration(value: timedelta | float | None, *, name: str) -> timedelta | None:
     """Read a timedelta, or seconds.
 

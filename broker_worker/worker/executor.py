@@ -13,6 +13,7 @@ from datetime import timedelta
 from functools import partial
 from types import CoroutineType
 
+from broker_worker.cancellation import cancels
 from broker_worker.context import BaseContext, current_task
 from broker_worker.errors import (
     BrokerWorkerError,
@@ -27,7 +28,7 @@ from broker_worker.middleware import CallNext
 from broker_worker.outcome import Cancelled, Dead, Outcome, Postponed, Reason, Released, Succeeded
 from broker_worker.payload import Arguments
 from broker_worker.ports import ChildProcess, ChildProcesses, Clock, TaskStore, Transactions
-from broker_worker.retry import AttemptTimeoutError, follow_up
+from broker_worker.retry import AttemptTimeoutError, follow_up, says_what_follows
 from broker_worker.step import Claim
 from broker_worker.values import dataclass
 from broker_worker.worker.hands import AttemptHands, Tools
@@ -117,8 +118,9 @@ class Executor:
         """Run one attempt, until it ends or `stop` is asked; `leave` is told of one that can't be ended.
 
         Raises nothing but `CancelledError`, when the caller was cancelled and the handler
-        gave in or was left behind; the attempt then has no outcome. A handler that answers
-        a cancellation by returning or by another error has one.
+        gave in or was left behind; the attempt then has no outcome. One that returns all the
+        same has one, and one that raises `Retry` or `GiveUp`. Any other error after the attempt
+        was asked to end is taken for the answer to that: what a cleanup raises is not charged.
         """
         hands = AttemptHands(claim, handler, stop=stop, tools=self._tools, loop=self._loop)
         left = TimeLeft(claim.time_left, since=self._clock.monotonic())
@@ -137,6 +139,7 @@ class Executor:
         leave: Callable[[asyncio.Task[Outcome]], None],
     ) -> Outcome:
         """Get what the attempt needs, run it, and give that back."""
+        cancels_before = cancels()
         outcome: Outcome | None = None
         try:
             async with AsyncExitStack() as stack:
@@ -145,6 +148,8 @@ class Executor:
                 outcome = await self._supervise(run, leave)
         except Exception as error:  # noqa: BLE001 - no child, or an adapter's fault: the attempt is over
             if outcome is None:  # the hooks are to see it, too
+                if cancels() > cancels_before:
+                    hands.stop.ask(StopReason.SHUTDOWN)
                 run = self._begin(handler, arguments, claim, hands, left=left, fault=error)
                 outcome = await self._supervise(run, leave)
         return outcome
@@ -387,17 +392,20 @@ class Executor:
             return self._follow_up(run, error)
 
     def _ended_by(self, run: Run, error: BaseException) -> Outcome:
-        """Tell our own cancellation from the handler's."""
+        """Take an error after the attempt was asked to end for its end, unless the handler says what follows.
+
+        What our own cancellation provokes can't be told from another error of the same moment.
+        """
         error = tamed(error)
-        if isinstance(error, asyncio.CancelledError | AttemptTimeoutError):
+        if not says_what_follows(error):
             match run.hands.stop.reason:
                 case StopReason.SHUTDOWN:
-                    raise error
+                    raise asyncio.CancelledError from error
                 case StopReason.CANCELLED:
                     return Cancelled()
                 case StopReason.TIMEOUT:
                     timeout = AttemptTimeoutError(run.limits.timeout)
-                    timeout.__cause__ = error if isinstance(error, asyncio.CancelledError) else None
+                    timeout.__cause__ = None if isinstance(error, AttemptTimeoutError) else error
                     return self._follow_up(run, timeout)
                 case None:
                     pass

@@ -172,6 +172,36 @@ async def test_a_resource_that_is_not_open_is_a_failed_attempt() -> None:
     assert outcome.failure.error_type == "KeyError"
 
 
+@WAYS
+@in_virtual_time
+async def test_an_adapters_fault_in_answer_to_the_workers_end_is_not_charged(way: str) -> None:
+    class Rude(Adapter):
+        @asynccontextmanager
+        async def open(self, _: Claim, *, limit: timedelta) -> AsyncIterator[Transaction]:
+            assert limit > timedelta(0)
+            await self._fail_when_cancelled()
+            yield self.transaction
+
+        @asynccontextmanager
+        async def child(self, *, memory_limit: int | None) -> AsyncIterator[Adapter]:
+            assert memory_limit is None
+            await self._fail_when_cancelled()
+            yield self
+
+        async def _fail_when_cancelled(self) -> None:
+            try:
+                await asyncio.sleep(3600)
+            finally:
+                raise ConnectionError("closed")
+
+    loop = asyncio.get_running_loop()
+    executing = loop.create_task(Scene(Rude(), way=way).execute())
+    loop.call_later(10, executing.cancel)
+
+    with pytest.raises(asyncio.CancelledError):
+        await executing
+
+
 # --- waiting for a connection ----------------------------------------------------------------
 
 

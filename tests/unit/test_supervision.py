@@ -11,8 +11,9 @@ from typing import cast
 import pytest
 
 from broker_worker.context import BaseContext, Context, SyncContext
+from broker_worker.handler import Handler
 from broker_worker.middleware import CallNext, ErrorReport, report_errors
-from broker_worker.outcome import Cancelled, Dead, Outcome, Postponed, Reason, Succeeded
+from broker_worker.outcome import Cancelled, Dead, GiveUp, Outcome, Postponed, Reason, Succeeded
 from broker_worker.registry import Registry
 from broker_worker.testing.clock import BEGINNING, VirtualClock, in_virtual_time
 from broker_worker.worker.executor import HARD_AFTER
@@ -194,6 +195,115 @@ async def test_a_swallowed_cancel_is_cancelled_at_the_hard_limit() -> None:
 
     assert outcome == Cancelled()
     assert len(here.left) == 1
+
+
+# --- errors in answer to being asked to end ----------------------------------------------
+
+
+async def fail_in_cleanup() -> None:
+    try:
+        await forever()
+    finally:
+        raise ConnectionError("the rollback's")
+
+
+async def give_up_in_cleanup() -> None:
+    try:
+        await forever()
+    finally:
+        raise GiveUp("too late to go on")
+
+
+async def give_up_in_cleanup_of_a_group() -> None:
+    async with asyncio.TaskGroup() as group:
+        group.create_task(give_up_in_cleanup())
+
+
+async def executed_until_the_workers_end(here: Bench, handler: Handler, attempt: int = 1) -> Outcome:
+    executing = asyncio.get_running_loop().create_task(here.execute(handler, attempt=attempt))
+    asyncio.get_running_loop().call_later(10, executing.cancel)
+    return await executing
+
+
+@pytest.mark.parametrize("attempt", [1, 3])
+@in_virtual_time
+async def test_an_error_in_answer_to_the_workers_end_is_not_charged(attempt: int) -> None:
+    registry = Registry()
+    registry.task("it", give_up_on=(ConnectionError,))(fail_in_cleanup)
+
+    with pytest.raises(asyncio.CancelledError):
+        await executed_until_the_workers_end(bench(), registry.handlers[0], attempt)
+
+    assert now() == pytest.approx(10)
+
+
+@in_virtual_time
+async def test_a_hooks_error_in_answer_to_the_workers_end_is_not_charged() -> None:
+    registry = Registry()
+
+    @registry.middleware
+    async def hook(_: BaseContext, call_next: CallNext) -> Outcome:
+        try:
+            return await call_next()
+        finally:
+            raise ConnectionError("a hook's")
+
+    registry.task("it")(forever)
+
+    with pytest.raises(asyncio.CancelledError):
+        await executed_until_the_workers_end(bench(registry), registry.handlers[0])
+
+
+async def test_an_error_of_a_thread_after_the_workers_end_was_asked_is_not_charged() -> None:
+    here, loop, executing = Bench(), asyncio.get_running_loop(), list[asyncio.Task[Outcome]]()
+
+    def fail_when_asked(context: SyncContext) -> None:
+        loop.call_soon_threadsafe(executing[0].cancel)
+        while not context.is_cancelled:
+            pass
+        raise ConnectionError("interrupted")
+
+    executing.append(loop.create_task(here.execute(handler_of(fail_when_asked))))
+
+    with pytest.raises(asyncio.CancelledError):
+        await executing[0]
+    here.executor.close()
+
+
+@in_virtual_time
+async def test_an_error_in_answer_to_the_timeout_is_a_timeout_that_shows_it() -> None:
+    registry = Registry()
+    registry.task("it", give_up_on=(ConnectionError,))(fail_in_cleanup)
+
+    outcome = await bench().execute(registry.handlers[0])
+    last = await bench().execute(registry.handlers[0], attempt=3)
+
+    assert isinstance(outcome, Postponed)
+    assert outcome.reason is Reason.TIMEOUT
+    assert "the rollback's" in (outcome.failure.traceback or "")
+    assert isinstance(last, Dead)
+    assert last.reason is Reason.TIMEOUT
+
+
+@in_virtual_time
+async def test_an_error_in_answer_to_an_operators_cancel_is_cancelled() -> None:
+    here, stop = bench(), Stop()
+    asyncio.get_running_loop().call_later(3, stop.ask, StopReason.CANCELLED)
+
+    assert await here.execute(handler_of(fail_in_cleanup), stop=stop) == Cancelled()
+
+
+@pytest.mark.parametrize("function", [give_up_in_cleanup, give_up_in_cleanup_of_a_group])
+@in_virtual_time
+async def test_a_handler_that_is_asked_to_end_may_still_say_itself_what_follows(function: object) -> None:
+    handler = handler_of(function)  # type: ignore[arg-type]  # one of the two above
+
+    at_end = await executed_until_the_workers_end(bench(), handler)
+    at_timeout = await bench().execute(handler)
+
+    for outcome in (at_end, at_timeout):
+        assert isinstance(outcome, Dead)
+        assert outcome.reason is Reason.GAVE_UP
 
 
 # --- deadline ------------------------------------------------------------------------
