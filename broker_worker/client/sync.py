@@ -135,7 +135,8 @@ class _Home:
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._has_loop = threading.Event()
+        self._has_begun = threading.Event()
+        self._fault: Exception | None = None  # why there is no loop
         self._is_closed = False
         self._stopped = asyncio.Event()
         self._calls: set[asyncio.Task[Any]] = set()
@@ -167,18 +168,25 @@ class _Home:
         if self._is_closed:
             raise BrokerWorkerError("the client is closed")
         if self._thread is None or self._thread.ident is None:  # or an interrupt came before it had started
+            self._has_begun.clear()
             self._thread = threading.Thread(target=self._run, name="broker_worker client", daemon=True)
             self._thread.start()
-        self._has_loop.wait()
-        assert self._loop is not None  # noqa: S101 - the thread has set it
+        self._has_begun.wait()
+        if self._loop is None:
+            raise BrokerWorkerError(f"the client can't have an event loop: {self._fault}") from self._fault
         return self._loop
 
     def _run(self) -> None:
         if self._thread is not threading.current_thread():
             return
-        # made here, where no interrupt comes: one halfway would leave it to nobody
-        self._loop = loop = asyncio.new_event_loop()
-        self._has_loop.set()
+        try:
+            # made here, where no interrupt comes: one halfway would leave it to nobody
+            self._loop = loop = asyncio.new_event_loop()
+        except Exception as error:  # noqa: BLE001 - raised where it was called
+            self._fault, self._thread = error, None  # the next call tries again
+            return
+        finally:
+            self._has_begun.set()
         # not asyncio.run: it would start a thread in the end, which an ending interpreter refuses
         try:
             loop.run_until_complete(self._serve())
