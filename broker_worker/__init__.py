@@ -8,7 +8,18 @@ from broker_worker.errors import (
     StoreUnavailableError,
 )
 from broker_worker.middleware import CallNext, ErrorReport, Middleware, report_errors
-from broker_worker.outcome import Cancelled, Dead, GiveUp, Outcome, Postponed, Released, Retry, Succeeded
+from broker_worker.outcome import (
+    Cancelled,
+    Dead,
+    Failure,
+    GiveUp,
+    Outcome,
+    Postponed,
+    Reason,
+    Released,
+    Retry,
+    Succeeded,
+)
 from broker_worker.registry import Registry
 from broker_worker.retry import Policy
 from broker_worker.sending import PayloadError
@@ -24,12 +35,14 @@ __all__ = [
     "Context",
     "Dead",
     "ErrorReport",
+    "Failure",
     "GiveUp",
     "Middleware",
     "Outcome",
     "PayloadError",
     "Policy",
     "Postponed",
+    "Reason",
     "Registry",
     "Released",
     "Retry",

@@ -10,7 +10,7 @@ from broker_worker.context import AnyHandler
 from broker_worker.errors import ConfigurationError
 from broker_worker.failure import Refusal
 from broker_worker.handler import Handler
-from broker_worker.message import DELIVER_AT, NOT_AFTER, Properties
+from broker_worker.message import DELIVER_AT, NOT_AFTER, Properties, media_type
 from broker_worker.payload import function_name
 from broker_worker.registry import Registry
 from broker_worker.sending import PayloadError, write_payload
@@ -60,7 +60,7 @@ def write_body(payload: object, content_type: str | None, check: Handler | None)
     )
     if check is not None:
         try:
-            check.bind(body, content_type or "application/json")
+            check.bind(body, media_type(content_type))
         except Refusal as refusal:
             raise PayloadError(f"not a payload of {check.name!r}: {refusal.failure.message}") from None
     return body

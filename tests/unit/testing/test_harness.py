@@ -493,3 +493,19 @@ def test_a_context_for_a_plain_handler_has_the_facts_that_the_test_says() -> Non
     assert result == 42
     assert hands.progress == [(0.5, "half")]
     assert hands.checkpoints == [{"row": 7}]
+
+
+@in_virtual_time
+async def test_a_content_type_with_parameters_finds_its_decoder_as_in_the_worker() -> None:
+    registry = Registry()
+    registry.decoder("text/csv")(lambda body: {"cells": body.decode().split(",")})
+
+    @registry.task("sheet.read")
+    async def read(cells: list[str]) -> int:
+        return len(cells)
+
+    async with Harness(registry) as harness:
+        task = await harness.publish(read, b"a,b,c", content_type="text/csv; charset=utf-8")
+        await harness.drain()
+
+        assert harness.task(task).result == 3
