@@ -25,4 +25,7 @@ async def cancel(tasks: Collection[asyncio.Task[Any]]) -> None:
     while pending := [task for task in tasks if not task.done()]:
         for task in pending:
             task.cancel()
-        await asyncio.wait(pending, timeout=INTERVAL)
+        ended, _ = await asyncio.wait(pending, timeout=INTERVAL)
+        for task in ended:
+            if not task.cancelled():
+                task.exception()  # now asyncio does not complain that nobody has looked at it

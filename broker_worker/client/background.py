@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Callable, Coroutine
 from typing import Any
 
+from broker_worker.cancellation import cancel
 from broker_worker.errors import BrokerWorkerError
 
 
@@ -34,5 +35,4 @@ class Background:
         """End it, whatever it ended with."""
         self._is_closed = True
         if self._task is not None:
-            self._task.cancel()
-            await asyncio.wait([self._task])
+            await cancel([self._task])

@@ -12,6 +12,7 @@ from datetime import timedelta
 from types import TracebackType
 from typing import Any, Self, TypeVar, Unpack, overload
 
+from broker_worker.cancellation import cancel
 from broker_worker.client.client import Client, environment_options
 from broker_worker.client.overloads import (
     ClientOptions,
@@ -195,9 +196,9 @@ class _Home:
 
     async def _serve(self) -> None:
         await self._stopped.wait()
-        await _cancel(self._calls)
+        await cancel(self._calls)
         await self._client.close()
-        await _cancel(asyncio.all_tasks() - {asyncio.current_task()})
+        await cancel([task for task in asyncio.all_tasks() if task is not asyncio.current_task()])
 
     async def _called(self, use: Callable[[Client], Coroutine[Any, Any, T]]) -> T:
         task = asyncio.current_task()
@@ -207,13 +208,6 @@ class _Home:
             return await use(self._client)
         finally:
             self._calls.discard(task)
-
-
-async def _cancel(tasks: set[asyncio.Task[Any]]) -> None:
-    cancelled = set(tasks)
-    for task in cancelled:
-        task.cancel()
-    await asyncio.gather(*cancelled, return_exceptions=True)
 
 
 _clients: weakref.WeakSet[SyncClient] = weakref.WeakSet()
