@@ -61,18 +61,18 @@ async def test_looks_at_all_take_a_thousandth_of_the_time_at_most(monkeypatch: p
     looked: list[int] = []
     seconds = iter(range(0, 1000, 2))  # each look seems to take two
     monkeypatch.setattr("broker_worker.collector.gc.collect", lambda *generation: looked.extend(generation))
-    monkeypatch.setattr("broker_worker.collector.time.perf_counter", lambda: next(seconds))
+    monkeypatch.setattr("broker_worker.collector.time.thread_time", lambda: next(seconds))
     collector = Collector()
     collector.begin()
 
-    for _ in range(60 + 2000):
+    for _ in range(10 + 2000):
         await collector.run_once()
 
     assert looked.count(2) == 2
 
 
 @pytest.mark.parametrize("turns", [1, 30], ids=["for a turn", "for long"])
-async def test_what_is_left_in_a_cycle_after_it_was_in_use_is_freed_within_a_minute(turns: int) -> None:
+async def test_what_is_left_in_a_cycle_after_it_was_in_use_is_freed_within_ten_seconds(turns: int) -> None:
     collector = Collector()
     collector.begin()
     in_use = [Knot()]
@@ -82,7 +82,7 @@ async def test_what_is_left_in_a_cycle_after_it_was_in_use_is_freed_within_a_min
 
     in_use.clear()
     was_there = left() is not None
-    for _ in range(60):
+    for _ in range(10):
         await collector.run_once()
 
     assert was_there
