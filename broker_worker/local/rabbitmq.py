@@ -26,7 +26,7 @@ DEBIAN_PROGRAM = Path("/usr/lib/rabbitmq/bin/rabbitmq-server")
 PLUGINS = ("rabbitmq_management",)
 SECONDS_TO_START = 90.0  # about 7 on an idle machine of two cores
 SECONDS_TO_STOP = 30.0
-SECONDS_PER_COMMAND = 60.0
+SECONDS_PER_COMMAND = 180.0
 STARTS = 3  # another program may take a port between our look and the start
 
 
