@@ -95,7 +95,7 @@ class Batch:
     allows_failures: int = 0  # more than the handlers' own
     allows_crashes: int = 0
     was_replayed: bool = False  # its attempts were counted anew
-    name: str = field(default_factory=lambda: f"b{next(_numbers)}")
+    name: str = field(default_factory=lambda: f"batch{next(_numbers)}")  # is in no UUID
 
     @property
     def handlers(self) -> str:
