@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -267,8 +267,24 @@ async def test_what_no_handler_asks_for_is_opened_for_its_effect() -> None:
     assert log == ["pool opens", "client opens"]
 
 
+async def hang() -> None:
+    await asyncio.get_running_loop().create_future()
+
+
+async def await_what_it_has_cancelled() -> None:
+    poller = asyncio.create_task(hang())
+    await asyncio.sleep(0)
+    poller.cancel()
+    await poller
+
+
+@pytest.mark.parametrize(
+    ("end", "says"), [(hang, "TimeoutError"), (await_what_it_has_cancelled, "CancelledError")]
+)
 @in_virtual_time
-async def test_a_resource_that_hangs_in_its_close_keeps_no_other_open() -> None:
+async def test_a_resource_that_does_not_close_keeps_no_other_open(
+    end: Callable[[], Awaitable[None]], says: str
+) -> None:
     closed: list[str] = []
     registry = Registry()
 
@@ -280,36 +296,11 @@ async def test_a_resource_that_hangs_in_its_close_keeps_no_other_open() -> None:
     @registry.resource
     async def client(_pool: Pool) -> AsyncIterator[Client]:
         yield Client()
-        await asyncio.get_running_loop().create_future()
+        await end()
 
     resources = Resources(registry)
     await resources.open()
-    with pytest.raises(ResourceError, match="can't be closed: TimeoutError"):
-        await resources.close()
-
-    assert closed == ["pool"]
-
-
-@in_virtual_time
-async def test_a_resource_whose_close_ends_as_cancelled_keeps_no_other_open() -> None:
-    closed: list[str] = []
-    registry = Registry()
-
-    @registry.resource
-    async def pool() -> AsyncIterator[Pool]:
-        yield Pool()
-        closed.append("pool")
-
-    @registry.resource
-    async def client(_pool: Pool) -> AsyncIterator[Client]:
-        poller = asyncio.create_task(asyncio.sleep(3600))
-        yield Client()
-        poller.cancel()
-        await poller
-
-    resources = Resources(registry)
-    await resources.open()
-    with pytest.raises(ResourceError, match="can't be closed: CancelledError"):
+    with pytest.raises(ResourceError, match=f"can't be closed: {says}"):
         await resources.close()
 
     assert closed == ["pool"]
